@@ -1,0 +1,130 @@
+"""What travels between coordinator and site: a call, one site's own part of it, and an answer or a failure."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from medfed.canonical import digest, pack, unpack
+from medfed.errors import PolicyViolation
+from medfed.federation.step import Step, bind, shape_of
+
+Protection = Literal["plain", "secure"]
+Phase = Literal["answer", "seal", "open", "head"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """What all sites of a roster get, the same for each.
+
+    run: path of the run ("run/round/child"). variant: which settings of the approved study. part: which rows.
+    protection: where a sum becomes visible: at each site ("plain") or only as a total ("secure").
+    phase: "answer" for plain sums and replies; "seal" and "open" belong to secure sums; "head" asks for the
+    signed head of the ledger.
+    """
+
+    study: str
+    run: str
+    round: int
+    step: str
+    ordinal: int
+    part: str
+    roster: tuple[str, ...]
+    inputs: Mapping[str, Any]
+    variant: str | None = None
+    protection: Protection = "plain"
+    phase: Phase = "answer"
+
+    @cached_property
+    def key(self) -> str:
+        """Names the call at a site, within the study: retries of one call share it."""
+        return f"{self.study[:16]}|{self.run}|{self.round}|{self.step}|{self.ordinal}"
+
+    @cached_property
+    def seed_words(self) -> tuple[str | int, ...]:
+        """What seeds are drawn from: the key without the run's name, so that a second run draws the same."""
+        return (self.run.partition("/")[2], self.round, self.step, self.ordinal)
+
+    @cached_property
+    def inputs_digest(self) -> str:
+        return digest(pack(self.inputs))
+
+    @cached_property
+    def digest(self) -> str:
+        """Everything asked; under one key a site answers one digest only. Survivors are never in it."""
+        return digest(
+            self.key, self.variant or "", self.part, self.protection, ",".join(self.roster), self.inputs_digest
+        )
+
+
+@dataclass(frozen=True)
+class Own:
+    """One site's part of a call: the call whose keep it reads, the one at the last checkpoint, its own inputs."""
+
+    kept: str | None = None
+    settled: str | None = None
+    each: Mapping[str, Any] = field(default_factory=dict)
+
+
+FailureKind = Literal["refused", "failed", "late", "unreachable"]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a site's answer is not there: a value, with a sentence of ours, never a step's own error text."""
+
+    kind: FailureKind
+    reason: str
+
+
+class Answer:
+    """A sealed answer: its bytes, and what they hold."""
+
+    __slots__ = ("_values", "data")
+
+    def __init__(self, data: bytes, values: Mapping[str, np.ndarray] | None = None) -> None:
+        self.data = data
+        self._values = values
+
+    @property
+    def values(self) -> Mapping[str, Any]:
+        if self._values is None:
+            self._values = unpack(self.data)
+        return self._values
+
+
+class Engine(Protocol):
+    """What carries calls. ``protections`` lists how it can sum, strongest last."""
+
+    @property
+    def sites(self) -> tuple[str, ...]: ...
+
+    @property
+    def protections(self) -> tuple[Protection, ...]: ...
+
+    def exchange(
+        self, call: Call, own: Mapping[str, Own], deadline: float | None = None
+    ) -> Iterator[tuple[str, Answer | Failure]]: ...
+
+
+def check_inputs(step: Step, call: Call, study_sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """Hold a call's inputs to the step's declaration; the sizes they bind. Raises PolicyViolation."""
+    unknown = set(call.inputs) - set(step.takes)
+    if unknown:
+        raise PolicyViolation(f"the call brings inputs that the step does not declare: {', '.join(sorted(unknown))}")
+    sizes = bind(step.takes, call.inputs, study_sizes)
+    for name, value in call.inputs.items():
+        check_one_input(name, value, step, sizes, limit=step.takes[name].limit)
+    return sizes
+
+
+def check_one_input(name: str, value: Any, step: Step, sizes: Mapping[str, Any], *, limit: float) -> None:
+    """Shape, type and limit of one input. NaN and infinity pass no limit."""
+    array = np.asarray(value)
+    wanted = shape_of(step.takes[name].shape, sizes)
+    if array.dtype.kind not in "fiub" or array.shape != wanted:
+        raise PolicyViolation(f"input {name!r} has shape {array.shape}, {wanted} is declared")
+    if not np.all(np.abs(array) <= limit):
+        raise PolicyViolation(f"input {name!r} passes its limit of {limit:g}: an extreme input can isolate a patient")

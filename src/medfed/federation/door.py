@@ -1,0 +1,424 @@
+"""A site's side of a call: verify, find what is sealed, run, gate, seal, send. One object may hold many sites.
+
+The order is the contract: what is already sealed under a key is sent again byte for byte; a release is charged once,
+if and only if it is sealed; the ledger row, its bytes and what is kept become final in one transaction (``seal``).
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from numpy.typing import NDArray
+
+from medfed.canonical import digest, pack, pack_rows
+from medfed.data.table import StudyTable, View
+from medfed.errors import PolicyViolation
+from medfed.federation import gate
+from medfed.federation.approval import Approval, approvals_for
+from medfed.federation.call import Answer, Call, Failure, Own, check_inputs, check_one_input
+from medfed.federation.ledger import Durability, sign_head
+from medfed.federation.packages import Package, find_step, installed_package, settings_of
+from medfed.federation.policy import Policy
+from medfed.federation.seal import SiteStore
+from medfed.federation.site import Memo, Site, Sites, Stack, seed_of
+from medfed.federation.step import Count, Out, Step, shape_of
+from medfed.study import Study
+
+log = logging.getLogger("medfed.site")
+
+STEP_RAISED = "the step stopped with an error; the site's own log has the details"
+OTHER_QUESTION = "another question was already answered under this call"
+NOT_APPROVED_STEP = "the step is not among those that the site approved"
+PACKAGE_CHANGED = "the package that holds the step is not the one that was approved: its files changed"
+ALONE = "the question is put to this site alone, and its policy does not allow that"
+TOO_MANY_MODELS = "more models would be opened on these rows than the study names"
+OVER_BUDGET = "the answer would cost more epsilon than the site has left"
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True)
+class Access:
+    """What a site brings to a study: its table, policy and signing key."""
+
+    table: StudyTable
+    policy: Policy
+    key: Ed25519PrivateKey
+
+
+def _no_cost(step: Step, call: Call) -> float:
+    return 0.0
+
+
+class Doors:
+    """The doors of one or many sites over one store, for one study."""
+
+    def __init__(
+        self,
+        store: Path,
+        sites: Mapping[str, Access],
+        study: Study,
+        *,
+        durability: Durability = "call",
+        twins: bool = True,
+        clock: Callable[[], datetime] = _now,
+        cost: Callable[[Step, Call], float] = _no_cost,
+    ) -> None:
+        self.sites = dict(sites)
+        self.study = study
+        self.twins = twins
+        self.clock = clock
+        self.cost = cost
+        self.store = SiteStore(store, durability)
+        self._keys = {site: access.key for site, access in sites.items()}
+        self._approvals: dict[str, Approval | str] = {}
+        self._approvals_at: int | None = None
+        self._verdicts: dict[tuple[str, str, str, bool], str | None] = {}
+        self._rows_judged: dict[tuple[str, str, str], str | None] = {}
+        self._packages: dict[tuple[str, str], Package] = {}
+        self._memos = {site: Memo() for site in sites}
+        self._stack_memo = Memo()
+        self._stacks: dict[str, Stack] = {}
+        self._watched: dict[tuple[str, str], frozenset[bytes]] = {}
+        self._counts: dict[str, tuple[NDArray[np.int64], NDArray[np.int64], dict[str, int]]] = {}
+
+    # -- the five stages of a call -------------------------------------------------------------------------------
+
+    def answer(self, call: Call, own: Mapping[str, Own]) -> dict[str, Answer | Failure]:
+        """Answer one call for every site in ``own``. Never raises for what a call or a step does wrong."""
+        out: dict[str, Answer | Failure] = {}
+        now = self.clock()
+        if call.phase == "head":
+            return {site: self._signed_head(site) for site in own}
+        try:
+            step, sizes = self._verify(call)
+        except PolicyViolation as problem:
+            return {site: Failure("refused", str(problem)) for site in own}
+        digests = {site: self._digest(call, mine) for site, mine in own.items()}
+        for site, (sealed, data) in self.store.sealed(call.key, own).items():
+            out[site] = Answer(data) if sealed == digests[site] else Failure("refused", OTHER_QUESTION)
+        names: list[str] = []
+        today = now.date().isoformat()
+        cost = self.cost(step, call)
+        for site, mine in own.items():
+            if site in out:
+                continue
+            reason = self._refuses(site, call, step, mine, sizes, today, cost)
+            if reason is None:
+                names.append(site)
+            else:
+                out[site] = Failure("refused", reason)
+        if not names:
+            return out
+        names, release, keep, local, effective, failed = self._run(call, step, sizes, names, own)
+        out |= failed
+        if not names:
+            return out
+        names, coded, keep, local, amount, held = self._gate(call, step, sizes, names, release, keep, local, effective)
+        out |= held
+        if not names:
+            return out
+        blobs = pack_rows(coded)
+        question = f"{call.study}|{call.step}|{call.part}" if self._opens_model(call, step) else None
+        over = self.store.seal(
+            call, step, names, digests=digests, blobs=blobs, keep=keep, local=local, own=own, cost=cost, amount=amount,
+            at=now.isoformat(timespec="seconds"), budgets={site: self.sites[site].policy.budget for site in names},
+            cohorts={site: self._view(site, call.part) for site in names},
+            opened=(question, call.inputs_digest) if question else None,
+        )  # fmt: skip
+        for index, site in enumerate(names):
+            if site in over:
+                out[site] = Failure("refused", OVER_BUDGET)
+            else:
+                out[site] = Answer(blobs[index], {name: value[index] for name, value in coded.items()})
+        return out
+
+    def _verify(self, call: Call) -> tuple[Step, dict[str, Any]]:
+        """What is the same for all sites: study, step, part, roster, inputs. Raises PolicyViolation."""
+        if call.study != self.study.hash:
+            raise PolicyViolation("this is not the study that the site approved: its hash differs")
+        step = find_step(call.step)
+        if call.variant is not None and call.variant not in self.study.variants:
+            raise PolicyViolation(f"the approved study has no variant {call.variant!r}")
+        if call.part.partition(":")[0] not in step.reads:
+            raise PolicyViolation(f"the step may not read the part {call.part!r}")
+        if not set(call.roster) <= set(self.study.sites.invited):
+            raise PolicyViolation("the roster names sites that the study does not invite")
+        return step, check_inputs(step, call, self.study.sizes)
+
+    def _refuses(
+        self, site: str, call: Call, step: Step, own: Own, sizes: Mapping[str, Any], today: str, cost: float
+    ) -> str | None:
+        access = self.sites[site]
+        approval = self._approval(site)
+        if isinstance(approval, str):
+            return approval
+        if today > approval.until:
+            return "the site's approval of this study has ended"
+        alone = call.roster == (site,)
+        key = (site, call.run.partition("/")[0], call.step, alone)
+        if key not in self._verdicts:
+            self._verdicts[key] = self._refuses_step(access, approval, call, step, alone)
+        if reason := self._verdicts[key]:
+            return reason
+        if cost and self.store.head(site).spent + cost > access.policy.budget:
+            return OVER_BUDGET
+        try:
+            if missing := set(step.takes) - set(call.inputs) - set(own.each):
+                raise PolicyViolation(f"the call lacks the input {min(missing)!r}")
+            for name, value in own.each.items():
+                if name not in step.takes:
+                    raise PolicyViolation(f"the call brings an input {name!r} that the step does not declare")
+                check_one_input(name, value, step, sizes, limit=step.takes[name].limit)
+            for name, limit in access.policy.input_limits.items():
+                if name in step.takes:
+                    value = own.each[name] if name in own.each else call.inputs[name]
+                    check_one_input(name, value, step, sizes, limit=limit)
+        except PolicyViolation as problem:
+            return str(problem)
+        rows = (site, call.part, call.protection)
+        if rows not in self._rows_judged:
+            self._rows_judged[rows] = self._judge_rows(site, call)
+        if reason := self._rows_judged[rows]:
+            return reason
+        if self._opens_model(call, step):
+            question = f"{call.study}|{call.step}|{call.part}"
+            seen = self.store.models_opened(site, question)
+            if call.inputs_digest not in seen and len(seen) >= self.study.test_models:
+                return TOO_MANY_MODELS
+        return None
+
+    def _refuses_step(self, access: Access, approval: Approval, call: Call, step: Step, alone: bool) -> str | None:
+        if call.step not in approval.steps:
+            return NOT_APPROVED_STEP
+        if not access.policy.allows_step(call.step):
+            return "the site's policy does not allow this step"
+        if approval.table_version != access.table.version:
+            return "the study table is not the version that was approved; build, check and approve again"
+        distribution, _, dotted = call.step.partition(":")
+        # Files are hashed again in every run: a package may have been replaced since the approval.
+        package = self._package(call.run.partition("/")[0], distribution, dotted)
+        if package not in approval.packages:
+            return PACKAGE_CHANGED
+        pinned = access.policy.packages[distribution]
+        if pinned.version not in (None, package.version) or pinned.sha256 not in (None, package.sha256):
+            return "the policy pins another version of the package that holds the step"
+        if alone and step.is_sum and not access.policy.site_terms_visible:
+            return ALONE
+        return None
+
+    def _package(self, run: str, distribution: str, dotted: str) -> Package | None:
+        key = (run, distribution)
+        if key not in self._packages:
+            self._packages[key] = installed_package(distribution, dotted)
+        return self._packages[key]
+
+    def _judge_rows(self, site: str, call: Call) -> str | None:
+        access = self.sites[site]
+        view = self._view(site, call.part)
+        return gate.judge_rows(
+            access.table.on("all"), view, self.study, access.policy, call.protection, self.store.cohorts(site, view)
+        )
+
+    def _opens_model(self, call: Call, step: Step) -> bool:
+        """Whether the ledger counts this question: it opens test rows, or shows counts that depend on its inputs."""
+        counts = any(isinstance(kind, Count) for kind in step.releases.values())
+        return bool(step.takes) and (counts or call.part.partition(":")[0] == "test")
+
+    # -- running ---------------------------------------------------------------------------------------------------
+
+    def _run(
+        self, call: Call, step: Step, sizes: Mapping[str, Any], names: list[str], own: Mapping[str, Own]
+    ) -> tuple[list[str], dict[str, Any], Any, list[Any], Any, dict[str, Answer | Failure]]:
+        kept = [self._kept(site, call, step, own[site], sizes) for site in names] if step.keeps else None
+        if self.twins and step.twin is not None and len(names) > 1 and not any(own[site].each for site in names):
+            try:
+                out = self._run_stacked(call, step, sizes, names, kept)
+                release = {name: np.asarray(out.release[name], dtype=np.float64) for name in step.releases}
+                for name, declared in step.releases.items():
+                    if release[name].shape != (len(names), *shape_of(declared.shape, sizes)):
+                        raise ValueError("wrong shape")
+                return names, release, out.keep, [None] * len(names), out.effective_patients, {}
+            except Exception:  # one site's rows must not fail the others: they run one by one
+                log.debug("twin of %s raised; sites run one by one", call.step, exc_info=True)
+        return self._run_each(call, step, sizes, names, own, kept)
+
+    def _run_each(
+        self,
+        call: Call,
+        step: Step,
+        sizes: Mapping[str, Any],
+        names: list[str],
+        own: Mapping[str, Own],
+        kept: list[Mapping[str, Any]] | None,
+    ) -> tuple[list[str], dict[str, Any], Any, list[Any], Any, dict[str, Answer | Failure]]:
+        settings = settings_of(self.study, call.variant)
+        good: list[str] = []
+        outs: list[Out] = []
+        releases: list[dict[str, NDArray[np.float64]]] = []
+        failed: dict[str, Answer | Failure] = {}
+        writes = step.keeps is not None and step.keeps.writes
+        for index, name in enumerate(names):
+            site = Site(
+                self._view(name, call.part),
+                study=self.study,
+                settings=settings,
+                sizes=sizes,
+                kept=kept[index] if kept else None,
+                minimum_cell=gate.minimum_cell(self.sites[name].policy, self.study),
+                seed=seed_of(self.study.seed, *call.seed_words, name),
+                call_seed=seed_of(self.study.seed, *call.seed_words),
+                memo=self._memos[name],
+            )
+            try:
+                with np.errstate(all="ignore"):
+                    out = step(site, **call.inputs, **own[name].each)
+                arrays = gate.check_declared(step, out.release, sizes)
+                if writes:
+                    self._check_keep(step, out.keep, sizes, site.table.rows)
+            except ValueError as problem:
+                log.warning("site %s, %s: %s", name, call.step, problem, exc_info=True)
+                failed[name] = Failure("failed", gate.WRONG_SHAPE if "release" in str(problem) else STEP_RAISED)
+                continue
+            except Exception:  # its text may quote a record: it stays in the site's log
+                log.warning("site %s: step %s raised", name, call.step, exc_info=True)
+                failed[name] = Failure("failed", STEP_RAISED)
+                continue
+            good.append(name)
+            outs.append(out)
+            releases.append(arrays)
+        release = {name: np.stack([arrays[name] for arrays in releases]) for name in step.releases} if good else {}
+        keep = [out.keep for out in outs] if writes else None
+        stated = [out.effective_patients for out in outs]
+        effective = None
+        if any(value is not None for value in stated):
+            effective = np.array([np.inf if value is None else float(value) for value in stated])
+        return good, release, keep, [out.local for out in outs], effective, failed
+
+    def _run_stacked(
+        self, call: Call, step: Step, sizes: Mapping[str, Any], names: list[str], kept: list[Mapping[str, Any]] | None
+    ) -> Out:
+        stack = self._stacks.get(call.part)
+        if stack is None:
+            stack = self._stacks[call.part] = Stack({site: self._view(site, call.part) for site in self.sites})
+        pick = None
+        if stack.names != tuple(names):
+            where = {site: index for index, site in enumerate(stack.names)}
+            pick = np.array([where[site] for site in names])
+        stacked = None
+        if kept is not None and step.keeps is not None:
+            stacked = {name: np.stack([own[name] for own in kept]) for name in step.keeps.shapes}
+        sites = Sites(
+            stack,
+            pick,
+            study=self.study,
+            settings=settings_of(self.study, call.variant),
+            sizes=sizes,
+            kept=stacked,
+            call_seed=seed_of(self.study.seed, *call.seed_words),
+            memo=self._stack_memo,
+        )
+        assert step.twin is not None
+        with np.errstate(all="ignore"):
+            return step.twin(sites, **call.inputs)
+
+    def _kept(self, site: str, call: Call, step: Step, own: Own, sizes: Mapping[str, Any]) -> Mapping[str, Any]:
+        assert step.keeps is not None
+        if own.kept is None:
+            rows = self._view(site, call.part).rows
+            return {
+                name: np.zeros(shape_of(shape, {**sizes, "rows": rows})) for name, shape in step.keeps.shapes.items()
+            }
+        return self.store.kept(site, step.keeps.slot, own.kept)
+
+    @staticmethod
+    def _check_keep(step: Step, keep: Mapping[str, Any] | None, sizes: Mapping[str, Any], rows: int) -> None:
+        assert step.keeps is not None
+        wanted = {name: shape_of(shape, {**sizes, "rows": rows}) for name, shape in step.keeps.shapes.items()}
+        if keep is None or {name: np.shape(value) for name, value in keep.items()} != wanted:
+            raise ValueError("the step keeps something else than it declares")
+
+    # -- gate ------------------------------------------------------------------------------------------------------
+
+    def _gate(
+        self,
+        call: Call,
+        step: Step,
+        sizes: Mapping[str, Any],
+        names: list[str],
+        release: Mapping[str, NDArray[np.float64]],
+        keep: Any,
+        local: list[Any],
+        effective: Any,
+    ) -> tuple[list[str], dict[str, NDArray[Any]], Any, list[Any], int, dict[str, Answer | Failure]]:
+        rows, patients, where = self._sizes_of(call.part)
+        pick = np.array([where[site] for site in names])
+        reasons, coded, amount = gate.check_release(
+            step,
+            release,
+            sizes=sizes,
+            study=self.study,
+            rows=rows[pick],
+            patients=patients[pick],
+            policies=[self.sites[site].policy for site in names],
+            effective=effective,
+            row_bytes=[self._watch(site, call.part) for site in names],
+        )
+        held: dict[str, Answer | Failure] = {
+            site: Failure("refused", reason) for site, reason in zip(names, reasons, strict=True) if reason
+        }
+        if held:
+            good = np.flatnonzero([reason is None for reason in reasons])
+            names = [names[i] for i in good]
+            coded = {name: value[good] for name, value in coded.items()}
+            local = [local[i] for i in good]
+            if isinstance(keep, list):
+                keep = [keep[i] for i in good]
+            elif keep is not None:
+                keep = {name: np.asarray(value)[good] for name, value in keep.items()}
+        return names, coded, keep, local, amount, held
+
+    # -- what is remembered in memory --------------------------------------------------------------------------------
+
+    def _view(self, site: str, part: str) -> View:
+        return self.sites[site].table.on(part)
+
+    def _sizes_of(self, part: str) -> tuple[NDArray[np.int64], NDArray[np.int64], dict[str, int]]:
+        if part not in self._counts:
+            views = [self._view(site, part) for site in self.sites]
+            self._counts[part] = (
+                np.array([view.rows for view in views]),
+                np.array([view.patients for view in views]),
+                {site: index for index, site in enumerate(self.sites)},
+            )
+        return self._counts[part]
+
+    def _watch(self, site: str, part: str) -> frozenset[bytes]:
+        if (site, part) not in self._watched:
+            single = gate.minimum_cell(self.sites[site].policy, self.study) <= 1
+            self._watched[site, part] = frozenset() if single else gate.watched_rows(self._view(site, part))
+        return self._watched[site, part]
+
+    def _approval(self, site: str) -> Approval | str:
+        version = self.store.version()
+        if version != self._approvals_at:
+            self._approvals = approvals_for(self.store.db, self.study.hash, self._keys)
+            self._approvals_at = version
+            self._verdicts.clear()
+        return self._approvals[site]
+
+    def _digest(self, call: Call, own: Own) -> str:
+        if own.kept is None and not own.each:
+            return call.digest
+        return digest(call.digest, own.kept or "", pack(own.each) if own.each else b"")
+
+    def _signed_head(self, site: str) -> Answer:
+        signed = sign_head(site, self.store.head(site), self.sites[site].key)
+        return Answer(pack({"number": signed.number, "hash": signed.hash, "signature": signed.signature}))

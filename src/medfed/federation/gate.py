@@ -1,0 +1,225 @@
+"""The one door of a site, its mathematics: what may be seen of this table, and whether a release keeps to its declaration.
+
+Pure functions. The rules for counts are judged where a value becomes visible: for a plain sum at this site's own
+counts, since the coordinator sees each site's terms. Reasons are sentences of ours that quote no count.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medfed.data.table import View
+from medfed.federation.call import Protection
+from medfed.federation.policy import Policy
+from medfed.federation.ring import encode
+from medfed.federation.step import Count, Reply, Step, Sum, shape_of
+from medfed.study import Study
+
+FEW_PATIENTS = "the site has fewer patients in this study than may be seen"
+SMALL_CELL = "a count of patients that the sums would show is under the minimum cell"
+SMALL_DIFFERENCE = (
+    "these patients and those of an earlier question differ by a group under the minimum cell, "
+    "which a subtraction would show"
+)
+WRONG_SHAPE = "the step returned something else than it declares"
+OVER_LIMIT = "a released value is not finite or passes the limit that its step declares"
+SMALL_COUNT = "a released count is under the minimum cell or is not a count"
+TOO_MANY_VALUES = "the release has more values for each patient than the policy allows"
+CONCENTRATED = "the released sums rest on fewer patients than may be seen; the question isolates some of them"
+PATIENT_ROW = "the release holds one patient's row"
+REPLY_NOT_LISTED = "the policy does not list this figure among those that may be seen for this site alone"
+
+_ROWS_WATCHED = 200_000
+
+
+def minimum_cell(policy: Policy, study: Study) -> int:
+    """The stricter of the site's and the study's minimum."""
+    return max(policy.minimum_cell, study.privacy.minimum_cell)
+
+
+def _factors(view: View, study: Study) -> dict[str, tuple[NDArray[np.int64], int]]:
+    """Every variable whose products are counts: codes, and numbers that take two values only. Name -> codes, levels."""
+    names = [column.variable for column in study.design.columns if column.variable]
+    names += [name for name in (study.outcome, study.arm) if name]
+    factors = {}
+    for name in dict.fromkeys(names):
+        values = np.asarray(view.arrays(name)[0], dtype=np.float64)
+        if study.variables[name].type == "code":
+            codes = np.where(np.isfinite(values), values, -1).astype(np.int64)
+            levels = len(study.variables[name].codes or ())
+            factors[name] = (np.where(codes < 0, levels, codes), levels + 1)
+        else:
+            distinct, inverse = np.unique(values[np.isfinite(values)], return_inverse=True)
+            if len(distinct) <= 2 and len(inverse) == len(values):
+                factors[name] = (inverse.astype(np.int64), max(len(distinct), 1))
+    return factors
+
+
+def has_small_cell(
+    factors: Mapping[str, tuple[NDArray[np.int64], int]], study: Study, rows: NDArray[Any], minimum: int
+) -> bool:
+    """Whether sums over these rows show a count of patients under ``minimum``.
+
+    Looked at: every level of every factor and every pair of levels of two factors (sums of products of 0/1
+    covariates are these counts). An empty cell is small for the outcome and for arm x outcome, where it tells
+    everybody's result; elsewhere it is a level that does not occur here.
+    """
+    if minimum <= 1:
+        return False
+    told = [name for name in (study.outcome, study.arm) if name in factors]
+    for name in factors:
+        codes, levels = factors[name]
+        cells = np.bincount(codes[rows], minlength=levels)
+        if name in told:
+            cells = cells[: levels - 1]
+            if (cells < minimum).any():
+                return True
+        if ((cells > 0) & (cells < minimum)).any():
+            return True
+    for first, second in combinations(factors, 2):
+        (a, a_levels), (b, b_levels) = factors[first], factors[second]
+        table = np.bincount(a[rows] * b_levels + b[rows], minlength=a_levels * b_levels).reshape(a_levels, b_levels)
+        if first in told and second in told and (table[:-1, :-1] < minimum).any():
+            return True
+        if ((table > 0) & (table < minimum)).any():
+            return True
+    return False
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The patients behind one part of a table: what the cohort rule remembers."""
+
+    digest: str
+    pseudonyms: NDArray[np.uint64]
+
+
+def judge_rows(
+    whole: View, view: View, study: Study, policy: Policy, protection: Protection, earlier: Sequence[NDArray[np.uint64]]
+) -> str | None:
+    """May sums over this part of the table be seen at all? None, or the reason why not.
+
+    whole: all rows of the table; view: the part that is asked for. earlier: row sets (sorted pseudonyms) that this
+    site has answered about before. A set that differs from one of them by a group that may not be seen is refused.
+    """
+    minimum = minimum_cell(policy, study)
+    if view.patients < max(policy.minimum_patients, minimum):
+        return FEW_PATIENTS
+    factors = _factors(whole, study)
+    if protection == "plain" and has_small_cell(_factors(view, study), study, np.arange(view.rows), minimum):
+        return SMALL_CELL
+    patient_of_row = np.asarray(whole.row_pseudonyms)
+    for other in earlier:
+        for group in (
+            np.setdiff1d(view.pseudonyms, other, assume_unique=True),
+            np.setdiff1d(other, view.pseudonyms, assume_unique=True),
+        ):
+            if len(group) == 0:
+                continue
+            if len(group) < minimum:
+                return SMALL_DIFFERENCE
+            rows = np.flatnonzero(np.isin(patient_of_row, group))
+            if len(np.unique(patient_of_row[rows])) == len(group) and protection == "plain":
+                outcome_only = {name: factors[name] for name in (study.outcome, study.arm) if name in factors}
+                if has_small_cell(outcome_only, study, rows, minimum):
+                    return SMALL_DIFFERENCE
+    return None
+
+
+def watched_rows(view: View) -> frozenset[bytes]:
+    """The bytes of every patient's feature row: a release that equals one of them is held back (a tripwire)."""
+    if view.rows > _ROWS_WATCHED:
+        return frozenset()
+    features = np.ascontiguousarray(view.arrays("features")[0], dtype=np.float64)
+    return frozenset(row.tobytes() for row in features)
+
+
+def check_release(
+    step: Step,
+    release: Mapping[str, NDArray[np.float64]],
+    *,
+    sizes: Mapping[str, Any],
+    study: Study,
+    rows: NDArray[np.int64],
+    patients: NDArray[np.int64],
+    policies: Sequence[Policy],
+    effective: NDArray[np.float64] | None,
+    row_bytes: Sequence[frozenset[bytes]],
+) -> tuple[list[str | None], dict[str, NDArray[Any]], int]:
+    """Hold stacked releases (S, ...) of S sites to declaration and policies; encode sums for the ring.
+
+    Returns a reason or None a site, the coded arrays (zeros where a site is held back), and values a release.
+    """
+    count = len(rows)
+    reasons: list[str | None] = [None] * count
+
+    def hold(mask: NDArray[np.bool_], reason: str) -> None:
+        for index in np.flatnonzero(mask):
+            reasons[index] = reasons[index] or reason
+
+    minimum = np.array([minimum_cell(policy, study) for policy in policies])
+    amounts = {"sum": 0, "count": 0, "reply": 0}
+    coded: dict[str, NDArray[Any]] = {}
+    for name, declared in step.releases.items():
+        values = release[name]
+        flat = values.reshape(count, -1)
+        if isinstance(declared, Sum):
+            amounts["sum"] += flat.shape[1]
+            limit = declared.limit if declared.limit is not None else (declared.limit_per_row or 0.0) * rows
+        elif isinstance(declared, Count):
+            amounts["count"] += flat.shape[1]
+            limit = patients.astype(np.float64)
+            small = (flat < minimum[:, None]) & (minimum[:, None] > 1) & (declared.zero_is_small | (flat != 0))
+            hold((small | (flat != np.rint(flat))).any(1), SMALL_COUNT)
+        else:
+            amounts["reply"] += flat.shape[1]
+            limit = declared.limit
+            hold(patients < np.maximum(declared.minimum_patients, 1) * (minimum > 1), FEW_PATIENTS)
+            hold(np.array([name not in policy.replies for policy in policies]), REPLY_NOT_LISTED)
+        largest = np.abs(flat).max(1, initial=0.0)
+        hold(~(largest <= limit), OVER_LIMIT)
+        if values.ndim >= 2 and values.shape[-1] == sizes.get("p"):
+            hold(_holds_row(values, row_bytes), PATIENT_ROW)
+        coded[name] = values
+    for kind, amount in amounts.items():
+        allowed = np.array([policy.values_per_patient.get(kind, 0.0) for policy in policies])  # type: ignore[call-overload]
+        if amount:
+            hold(amount > allowed * patients, TOO_MANY_VALUES)
+    if effective is not None:
+        needed = np.array([max(policy.minimum_patients, 1) for policy in policies])
+        hold(~(np.asarray(effective) >= np.where(minimum > 1, needed, 1) - 1e-9), CONCENTRATED)
+    bad = np.array([reason is not None for reason in reasons])
+    for name, declared in step.releases.items():
+        values = coded[name]
+        if bad.any():
+            values = np.where(bad.reshape((count,) + (1,) * (values.ndim - 1)), 0.0, values)
+        if isinstance(declared, Reply):
+            coded[name] = np.ascontiguousarray(values)
+        else:
+            limbs = declared.limbs(rows_at_most=study.rows_at_most, sites_at_most=study.sites_at_most)
+            coded[name] = encode(values, limbs)
+    return reasons, coded, sum(amounts.values())
+
+
+def _holds_row(values: NDArray[np.float64], row_bytes: Sequence[frozenset[bytes]]) -> NDArray[np.bool_]:
+    rows = np.ascontiguousarray(values.reshape(len(values), -1, values.shape[-1]))
+    return np.array(
+        [any(row.tobytes() in watched for row in own) for own, watched in zip(rows, row_bytes, strict=True)], dtype=bool
+    )
+
+
+def check_declared(step: Step, release: Mapping[str, Any], sizes: Mapping[str, Any]) -> dict[str, NDArray[np.float64]]:
+    """One site's release as float arrays of exactly the declared names and shapes; ValueError otherwise."""
+    if set(release) != set(step.releases):
+        raise ValueError("undeclared or missing release")
+    arrays = {}
+    for name, declared in step.releases.items():
+        value = np.asarray(release[name])
+        if value.dtype.kind not in "fiub" or value.shape != shape_of(declared.shape, sizes):
+            raise ValueError(f"release {name!r} has the wrong type or shape")
+        arrays[name] = value.astype(np.float64)
+    return arrays

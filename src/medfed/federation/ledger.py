@@ -1,0 +1,168 @@
+"""A site's ledger: append-only, hash-chained, over all studies; and the store it shares with keeps and answers.
+
+One row for each approval, revocation and release. A row's hash covers the row before it, so an edit, a deletion or a
+change of order breaks the chain; what is cut off at the end is found through the last signed head, which the
+coordinator holds. One store may hold many sites (what-ifs): each has a chain of its own.
+"""
+
+import hashlib
+import sqlite3
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from medfed.canonical import digest
+from medfed.errors import LedgerError
+from medfed.federation.keys import is_signed_by
+
+Durability = Literal["call", "process"]
+
+_SCHEMA = """
+create table if not exists call(
+  id integer primary key, key text unique, study text, run text, round integer, step text, part text);
+create index if not exists call_run on call(run, round);
+create table if not exists ledger(
+  id integer primary key, site text, number integer, kind text, call integer, subject text, digest text,
+  payload text, size integer, amount integer, charge real, spent real, at text, hash text, bytes blob, file text);
+create unique index if not exists ledger_call on ledger(call, site) where call is not null;
+create unique index if not exists ledger_site on ledger(site, number);
+create table if not exists keep(
+  site text, slot text, run text, call integer, bytes blob, file text, primary key(site, slot, call)) without rowid;
+create table if not exists local(site text, call integer, bytes blob, primary key(site, call)) without rowid;
+create table if not exists cohort(site text, patients text, pseudonyms blob, primary key(site, patients)) without rowid;
+create table if not exists opened(site text, question text, model text, primary key(site, question, model)) without rowid;
+"""
+
+
+@dataclass(frozen=True)
+class Head:
+    """The last row of one site's chain: its number (-1 for none), hash, and epsilon spent up to it."""
+
+    number: int = -1
+    hash: str = ""
+    spent: float = 0.0
+
+
+@dataclass(frozen=True)
+class SignedHead:
+    """A head with the site's signature: whoever holds it can show that a later ledger was cut."""
+
+    site: str
+    number: int
+    hash: str
+    signature: str
+
+
+def open_store(path: Path, durability: Durability) -> sqlite3.Connection:
+    """Open (and make) a site store. ``call`` syncs every commit to disk; ``process`` survives kill -9, not power loss."""
+    try:
+        db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=128)
+        db.execute("pragma journal_mode=wal")
+        db.execute(f"pragma synchronous={'full' if durability == 'call' else 'normal'}")
+        db.executescript(_SCHEMA)
+    except sqlite3.Error as problem:
+        raise LedgerError(f"{path}: the ledger can't be opened ({problem}); check the disk and the file's owner") from None
+    return db
+
+
+def row_hash(previous: str, *words: str | int | float) -> str:
+    """The hash that chains a row to the one before it."""
+    text = "\x1f".join([previous, *(repr(word) if isinstance(word, float) else str(word) for word in words)])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def heads_of(db: sqlite3.Connection) -> dict[str, Head]:
+    """The head of every site in the store."""
+    rows = db.execute(
+        "select site, number, hash, spent from ledger where id in (select max(id) from ledger group by site)"
+    )
+    return {site: Head(number, hash_, spent) for site, number, hash_, spent in rows}
+
+
+def append_event(
+    db: sqlite3.Connection, site: str, kind: str, subject: str, data: bytes, *, at: str
+) -> Head:
+    """Add a row that is no release (an approval, a revocation, a prediction run) in its own transaction."""
+    try:
+        db.execute("begin immediate")
+        row = db.execute(
+            "select number, hash, spent from ledger where site=? order by number desc limit 1", (site,)
+        ).fetchone()
+        previous = Head(*row) if row else Head()
+        number, payload = previous.number + 1, hashlib.sha256(data).hexdigest()
+        hash_ = row_hash(
+            previous.hash, site, number, kind, "", subject, "", payload, len(data), 0, 0.0, previous.spent, at
+        )
+        db.execute(
+            "insert into ledger(site, number, kind, subject, digest, payload, size, amount, charge, spent, at, hash, bytes)"
+            " values(?,?,?,?,'',?,?,0,0.0,?,?,?,?)",
+            (site, number, kind, subject, payload, len(data), previous.spent, at, hash_, data),
+        )
+        db.execute("commit")
+    except sqlite3.Error as problem:
+        if db.in_transaction:
+            db.execute("rollback")
+        raise LedgerError(f"site {site!r}: the ledger can't be written ({problem}); nothing was recorded") from None
+    return Head(number, hash_, previous.spent)
+
+
+def rows_of(db: sqlite3.Connection, site: str) -> Iterator[Mapping[str, object]]:
+    """Every row of one site's chain in order, with the call it answers."""
+    cursor = db.execute(
+        "select l.id, l.number, l.kind, coalesce(c.key, '') as key, c.study, c.run, c.round, c.step, c.part, l.subject,"
+        " l.digest, l.payload, l.size, l.amount, l.charge, l.spent, l.at, l.hash, l.bytes, l.file"
+        " from ledger l left join call c on c.id = l.call where l.site=? order by l.number",
+        (site,),
+    )
+    names = [column[0] for column in cursor.description]
+    for row in cursor:
+        yield dict(zip(names, row, strict=True))
+
+
+def _head_message(site: str, number: int, hash_: str) -> bytes:
+    return digest("medfed ledger head", site, str(number), hash_).encode()
+
+
+def sign_head(site: str, head: Head, key: Ed25519PrivateKey) -> SignedHead:
+    """The site's signature over its head."""
+    return SignedHead(site, head.number, head.hash, key.sign(_head_message(site, head.number, head.hash)).hex())
+
+
+def is_head_signed(head: SignedHead, public: str) -> bool:
+    """Whether the head bears the signature of the site's key (hex)."""
+    return is_signed_by(public, _head_message(head.site, head.number, head.hash), bytes.fromhex(head.signature))
+
+
+def verify_ledger(db: sqlite3.Connection, site: str, known: SignedHead | None = None) -> Head:
+    """Walk one site's chain. Raises LedgerError at the first row that was edited, removed, moved or cut off.
+
+    known: the last signed head that somebody else holds; without it a cut at the end can't be seen.
+    """
+    head = Head()
+    met = known is None or known.number < 0
+    for row in rows_of(db, site):
+        where = f"ledger of site {site!r}, row {row['number']}"
+        if row["number"] != head.number + 1:
+            raise LedgerError(f"{where}: row {head.number + 1} is missing or moved; the ledger was changed after sealing")
+        expected = row_hash(
+            head.hash, site, row["number"], row["kind"], row["key"], row["subject"] or "", row["digest"], row["payload"],
+            row["size"], row["amount"], row["charge"], row["spent"], row["at"],
+        )  # fmt: skip
+        if expected != row["hash"]:
+            raise LedgerError(f"{where}: its content is not what was sealed; the ledger was edited, or rows were reordered")
+        if abs(float(row["spent"]) - head.spent - float(row["charge"])) > 1e-9:  # type: ignore[arg-type]
+            raise LedgerError(f"{where}: the running total does not follow from its charge")
+        data = row["bytes"]
+        if isinstance(data, bytes) and hashlib.sha256(data).hexdigest() != row["payload"]:
+            raise LedgerError(f"{where}: the stored bytes are not those that were sealed")
+        head = Head(int(row["number"]), str(row["hash"]), float(row["spent"]))  # type: ignore[call-overload, arg-type]
+        met = met or (known is not None and known.number == head.number and known.hash == head.hash)
+    if not met and known is not None:
+        raise LedgerError(
+            f"ledger of site {site!r}: row {known.number}, whose signed head the coordinator holds, is not in it; "
+            "rows were cut off or replaced after it was signed"
+        )
+    return head

@@ -1,0 +1,267 @@
+"""A site's store behind its door: what is sealed, what is kept, and the one transaction that makes an answer final."""
+
+import hashlib
+import sqlite3
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medfed.canonical import digest, pack, pack_rows, unpack
+from medfed.data.table import View
+from medfed.errors import FederationError, LedgerError
+from medfed.federation.blobs import BlobFolder
+from medfed.federation.call import Call, Own
+from medfed.federation.ledger import Durability, Head, heads_of, open_store, row_hash
+from medfed.federation.step import Step
+
+_ROUNDS_BETWEEN_PRUNING = 16
+
+
+class SiteStore:
+    """One SQLite file (and a folder of large blobs) for one site, or for all sites of a what-if."""
+
+    def __init__(self, path: Path, durability: Durability) -> None:
+        self.path = path
+        self.db = open_store(path, durability)
+        self.blobs = BlobFolder(path.with_suffix(".blobs"))
+        self._heads = heads_of(self.db)
+        self._heads_at = self.version()
+        self._kept: dict[tuple[str, str, str], Mapping[str, Any]] = {}
+        self._cohorts: dict[str, dict[str, NDArray[np.uint64]]] = {}
+        self._recorded: set[tuple[str, str]] = set()
+        self._opened: dict[tuple[str, str], set[str]] = {}
+        self._pruned: dict[str, int] = {}
+
+    def version(self) -> int:
+        """Changes when another process writes to the store (an approval, a revocation)."""
+        return int(self.db.execute("pragma data_version").fetchone()[0])
+
+    def head(self, site: str) -> Head:
+        """The last row of a site's chain."""
+        version = self.version()
+        if version != self._heads_at:
+            self._heads, self._heads_at = heads_of(self.db), version
+        return self._heads.get(site, Head())
+
+    def sealed(self, key: str, sites: Mapping[str, Own]) -> dict[str, tuple[str, bytes]]:
+        """What is already sealed under a call key: site -> (digest, bytes)."""
+        rows = self.db.execute(
+            "select site, digest, bytes, file from ledger where call=(select id from call where key=?)", (key,)
+        )
+        return {site: (sealed, self.blobs.read(data, file)) for site, sealed, data, file in rows if site in sites}
+
+    def kept(self, site: str, slot: str, call: str) -> Mapping[str, Any]:
+        """What the site kept at an earlier call. FederationError when it is no longer there."""
+        tree = self._kept.get((site, slot, call))
+        if tree is None:
+            row = self.db.execute(
+                "select bytes, file from keep where site=? and slot=? and call=(select id from call where key=?)",
+                (site, slot, call),
+            ).fetchone()
+            if row is None:
+                raise FederationError(
+                    f"site {site!r} no longer holds what it kept at {call}; the run was restored from an older state, "
+                    "so start a new run"
+                )
+            tree = self._kept[site, slot, call] = unpack(self.blobs.read(*row))
+        return tree
+
+    def cohorts(self, site: str, view: View) -> Sequence[NDArray[np.uint64]]:
+        """Row sets (sorted pseudonyms) that this site has answered about, other than the view's own."""
+        known = self._cohorts.get(site)
+        if known is None:
+            known = self._cohorts[site] = {
+                patients: np.frombuffer(data, dtype=np.uint64)
+                for patients, data in self.db.execute("select patients, pseudonyms from cohort where site=?", (site,))
+            }
+        own = _patients_digest(view)
+        return [pseudonyms for patients, pseudonyms in known.items() if patients != own]
+
+    def models_opened(self, site: str, question: str) -> set[str]:
+        """Digests of the inputs with which a counted question was already put."""
+        if (site, question) not in self._opened:
+            rows = self.db.execute("select model from opened where site=? and question=?", (site, question))
+            self._opened[site, question] = {model for (model,) in rows}
+        return self._opened[site, question]
+
+    def seal(
+        self,
+        call: Call,
+        step: Step,
+        names: Sequence[str],
+        *,
+        digests: Mapping[str, str],
+        blobs: Sequence[bytes],
+        keep: Any,
+        local: Sequence[Mapping[str, Any] | None],
+        own: Mapping[str, Own],
+        cost: float,
+        amount: int,
+        at: str,
+        budgets: Mapping[str, float],
+        cohorts: Mapping[str, View],
+        opened: tuple[str, str] | None,
+    ) -> set[str]:
+        """Make answers final in one transaction; returns the sites whose budget could not hold the cost (not sealed).
+
+        Everything or nothing: after a crash the store is as before, or has ledger row, charge, bytes and keep.
+        """
+        db = self.db
+        kept = self._packed_keep(keep, len(names)) if step.keeps is not None and step.keeps.writes else None
+        places = [self.blobs.place(data) for data in blobs]
+        keep_places = [self.blobs.place(data) for data in kept] if kept is not None else None
+        new_cohorts = [site for site in names if (site, call.part) not in self._recorded]
+        try:
+            db.execute("begin immediate")
+            heads = {site: self.head(site) for site in names}
+            over = {site for site in names if cost and heads[site].spent + cost > budgets[site]}
+            number = db.execute(
+                "insert into call(key, study, run, round, step, part) values(?,?,?,?,?,?)"
+                " on conflict(key) do update set key=key returning id",
+                (call.key, call.study, call.run, call.round, call.step, call.part),
+            ).fetchone()[0]
+            rows = []
+            for site, data, (inline, file) in zip(names, blobs, places, strict=True):
+                if site in over:
+                    continue
+                head = heads[site]
+                payload, spent, size = hashlib.sha256(data).hexdigest(), head.spent + cost, len(data)
+                hash_ = row_hash(
+                    head.hash, site, head.number + 1, "release", call.key, "", digests[site], payload, size, amount,
+                    cost, spent, at,
+                )  # fmt: skip
+                rows.append(
+                    (site, head.number + 1, "release", number, "", digests[site], payload, size, amount, cost, spent, at,
+                     hash_, inline, file)
+                )  # fmt: skip
+                heads[site] = Head(head.number + 1, hash_, spent)
+            db.executemany(
+                "insert into ledger(site, number, kind, call, subject, digest, payload, size, amount, charge, spent, at,"
+                " hash, bytes, file) values(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                rows,
+            )
+            sealed = [site for site in names if site not in over]
+            if keep_places is not None and step.keeps is not None:
+                slot = step.keeps.slot
+                placed = dict(zip(names, keep_places, strict=True))
+                db.executemany(
+                    "insert into keep(site, slot, run, call, bytes, file) values(?,?,?,?,?,?)",
+                    [(site, slot, call.run, number, *placed[site]) for site in sealed],
+                )
+                db.executemany(
+                    "delete from keep where site=? and slot=? and run=? and call<>? and call not in"
+                    " (select id from call where key in (?,?))",
+                    [(s, slot, call.run, number, own[s].kept or "", own[s].settled or "") for s in sealed],
+                )
+            self._record(call, sealed, local, names, number, cohorts, new_cohorts, opened)
+            self._prune(call)
+            db.execute("commit")
+        except sqlite3.Error as problem:
+            if db.in_transaction:
+                db.execute("rollback")
+            raise LedgerError(
+                f"{self.path}: the answer could not be sealed ({problem}); nothing was released. "
+                "Free space or mend the disk, then resume the run"
+            ) from None
+        except BaseException:
+            if db.in_transaction:
+                db.execute("rollback")
+            raise
+        self._remember(call, step, names, sealed, heads, keep, own, cohorts, opened)
+        return over
+
+    def _record(
+        self,
+        call: Call,
+        sealed: Sequence[str],
+        local: Sequence[Mapping[str, Any] | None],
+        names: Sequence[str],
+        number: int,
+        cohorts: Mapping[str, View],
+        new_cohorts: Sequence[str],
+        opened: tuple[str, str] | None,
+    ) -> None:
+        written = [
+            (site, number, pack(values))
+            for site, values in zip(names, local, strict=True)
+            if values is not None and site in sealed
+        ]
+        if written:
+            self.db.executemany("insert or replace into local(site, call, bytes) values(?,?,?)", written)
+        if new_cohorts:
+            self.db.executemany(
+                "insert or ignore into cohort(site, patients, pseudonyms) values(?,?,?)",
+                [
+                    (site, _patients_digest(cohorts[site]), np.ascontiguousarray(cohorts[site].pseudonyms).tobytes())
+                    for site in new_cohorts
+                    if site in sealed
+                ],
+            )
+        if opened is not None:
+            self.db.executemany(
+                "insert or ignore into opened(site, question, model) values(?,?,?)",
+                [(site, *opened) for site in sealed],
+            )
+
+    def _prune(self, call: Call) -> None:
+        """Drop the bytes (never the rows) of rounds that lie behind a checkpoint, and keeps of finished children.
+
+        A call of round r means that round r - 1 is checkpointed. Done every few rounds: it costs more than it frees.
+        """
+        last = self._pruned.get(call.run, 0)
+        if call.round - 1 - last < _ROUNDS_BETWEEN_PRUNING and call.round > 1:
+            return
+        self._pruned[call.run] = call.round - 1
+        done = (
+            "select id from call where (run=? and round<?) or"
+            " (run like ? escape '\\' and cast(substr(run, ?) as integer) < ?)"
+        )
+        prefix = call.run.replace("_", "\\_").replace("%", "\\%") + "/%"
+        bound = (call.run, call.round, prefix, len(call.run) + 2, call.round)
+        self.db.execute(f"update ledger set bytes=null, file=null where kind='release' and call in ({done})", bound)
+        children = "select id from call where run like ? escape '\\' and cast(substr(run, ?) as integer) < ?"
+        self.db.execute(f"delete from keep where call in ({children})", bound[2:])
+
+    def _remember(
+        self,
+        call: Call,
+        step: Step,
+        names: Sequence[str],
+        sealed: Sequence[str],
+        heads: Mapping[str, Head],
+        keep: Any,
+        own: Mapping[str, Own],
+        cohorts: Mapping[str, View],
+        opened: tuple[str, str] | None,
+    ) -> None:
+        self._heads.update(heads)
+        for site in sealed:
+            if (site, call.part) not in self._recorded:
+                self._recorded.add((site, call.part))
+                view = cohorts[site]
+                self._cohorts.setdefault(site, {})[_patients_digest(view)] = view.pseudonyms
+            if opened is not None:
+                self._opened.setdefault((site, opened[0]), set()).add(opened[1])
+        if keep is None or step.keeps is None or not step.keeps.writes:
+            return
+        slot = step.keeps.slot
+        for index, site in enumerate(names):
+            before = own[site].kept
+            if before and before != own[site].settled:
+                self._kept.pop((site, slot, before), None)
+            own_keep = keep[index] if isinstance(keep, list) else {name: value[index] for name, value in keep.items()}
+            self._kept[site, slot, call.key] = own_keep
+
+    @staticmethod
+    def _packed_keep(keep: Any, count: int) -> list[bytes]:
+        if isinstance(keep, list):
+            return [pack({name: np.asarray(value) for name, value in own.items()}) for own in keep]
+        return pack_rows({name: np.asarray(value) for name, value in keep.items()}) if count else []
+
+
+def _patients_digest(view: View) -> str:
+    """Names a row set: the same patients, the same digest, whatever the study."""
+    return digest(np.ascontiguousarray(view.pseudonyms).tobytes())

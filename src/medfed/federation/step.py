@@ -1,0 +1,181 @@
+"""What a step declares and what it returns. The declaration is what a site approves and the gate enforces.
+
+A step is a pure function of a site's read-only view and the call's inputs; it lives in an installed package and is
+named ``distribution:dotted.path``, so no code travels.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from medfed.errors import PolicyViolation
+from medfed.federation.ring import limbs_needed, on_grid
+
+__all__ = ["Count", "Input", "Keep", "Out", "Reply", "Step", "Sum", "bind", "on_grid", "shape_of", "step"]
+
+Size = int | tuple[int]
+Sizes = Mapping[str, Size]
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input of a call: its shape in the study's sizes and the largest absolute value a site accepts."""
+
+    shape: str
+    limit: float
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A sum over patients, added across sites in the ring. Each entry is held to ``limit``, or to ``limit_per_row`` x rows."""
+
+    shape: str = ""
+    limit: float | None = None
+    limit_per_row: float | None = None
+
+    def limbs(self, *, rows_at_most: int, sites_at_most: int) -> int:
+        """Width of the ring, from public numbers only."""
+        most = self.limit if self.limit is not None else (self.limit_per_row or 0.0) * rows_at_most
+        return limbs_needed(most * sites_at_most)
+
+
+@dataclass(frozen=True)
+class Count:
+    """Whole units, added across sites, each entry under the minimum-cell rule.
+
+    ``zero_is_small`` says whether an empty cell is held back like a small one. A step that merges neighbouring
+    cells to the site's minimum (``site.minimum_cell``) says False: its empty cells are the merged ones.
+    """
+
+    shape: str = ""
+    zero_is_small: bool = True
+
+    def limbs(self, *, rows_at_most: int, sites_at_most: int) -> int:
+        """Width of the ring, from public numbers only."""
+        return limbs_needed(float(rows_at_most) * sites_at_most)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A figure of one site, seen by itself: for ``gather`` only, and only where the site's policy lists its name."""
+
+    shape: str = ""
+    limit: float = 1e6
+    minimum_patients: int = 10
+
+
+Release = Sum | Count | Reply
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What stays at the site between calls, starting as zeros; shared by the steps that name the same slot."""
+
+    slot: str
+    shapes: Mapping[str, str]
+    writes: bool = True
+
+
+@dataclass(frozen=True)
+class Out:
+    """What a step returns.
+
+    release: arrays that are to leave. keep: arrays for the step's slot. local: arrays for the site's own people,
+    never sent. effective_patients: how many patients the released sums rest on, (sum w)^2 / sum w^2 of the weights
+    (Kish 1965); the gate holds back a release that rests on fewer than the site's minimum. A twin gives one a site.
+    """
+
+    release: Mapping[str, Any]
+    keep: Mapping[str, Any] | None = None
+    local: Mapping[str, Any] | None = None
+    effective_patients: Any = None
+
+
+@dataclass(eq=False)
+class Step:
+    """A function with its declaration; ``batched`` adds a twin that computes many sites at once."""
+
+    function: Callable[..., Out]
+    reads: tuple[str, ...]
+    takes: Mapping[str, Input]
+    releases: Mapping[str, Release]
+    keeps: Keep | None
+    name: str = ""
+    twin: Callable[..., Out] | None = field(default=None, repr=False)
+
+    def __call__(self, site: Any, **inputs: Any) -> Out:
+        return self.function(site, **inputs)
+
+    def batched(self, twin: Callable[..., Out]) -> Callable[..., Out]:
+        """Decorator: this function computes the same for stacked sites (see ``Sites``)."""
+        self.twin = twin
+        return twin
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether its releases are added across sites (else they are replies, for ``gather``)."""
+        return not any(isinstance(kind, Reply) for kind in self.releases.values())
+
+
+def step(
+    *,
+    reads: str | tuple[str, ...] = "train",
+    takes: Mapping[str, Input] | None = None,
+    releases: Mapping[str, Release],
+    keeps: Keep | None = None,
+) -> Callable[[Callable[..., Out]], Step]:
+    """Declare a step. Its name is ``distribution:module.function``; the distribution is that of the top package."""
+
+    def declare(function: Callable[..., Out]) -> Step:
+        kinds = {isinstance(kind, Reply) for kind in releases.values()}
+        if len(kinds) > 1:
+            raise TypeError(f"{function.__qualname__}: a step releases sums or replies, not both")
+        parts = (reads,) if isinstance(reads, str) else reads
+        name = f"{function.__module__}.{function.__qualname__}"
+        return Step(function, parts, dict(takes or {}), dict(releases), keeps, name)
+
+    return declare
+
+
+_TRIANGLE = re.compile(r"triangle\((\w+)\)")
+
+
+def _extent(word: str, sizes: Sizes) -> int:
+    if word.isdigit():
+        return int(word)
+    if match := _TRIANGLE.fullmatch(word):
+        side = _extent(match[1], sizes)
+        return side * (side + 1) // 2
+    if word.endswith("+1"):
+        return _extent(word[:-2], sizes) + 1
+    size = sizes[word]
+    if isinstance(size, tuple):
+        raise PolicyViolation(f"the size {word!r} is chosen by an input, and no input of this call has it")
+    return size
+
+
+def shape_of(text: str, sizes: Sizes) -> tuple[int, ...]:
+    """"p,triangle(p),bins+1,2" -> a shape. A name is a size of the study or one that an input has bound."""
+    return tuple(_extent(word.strip(), sizes) for word in text.split(",") if word.strip())
+
+
+def bind(takes: Mapping[str, Input], inputs: Mapping[str, Any], sizes: Sizes) -> dict[str, Size]:
+    """Sizes with those filled in that an input's shape chooses, never above what the study allows (``(most,)``)."""
+    bound = dict(sizes)
+    for name, declared in takes.items():
+        if name not in inputs:
+            continue
+        words = [word.strip() for word in declared.shape.split(",") if word.strip()]
+        shape = np.shape(inputs[name])
+        if len(words) != len(shape):
+            raise PolicyViolation(f"input {name!r} has {len(shape)} dimensions, {len(words)} are declared")
+        for word, extent in zip(words, shape, strict=True):
+            most = bound.get(word)
+            if isinstance(most, tuple):
+                if extent > most[0]:
+                    raise PolicyViolation(f"input {name!r}: {word} is {extent}, at most {most[0]} is approved")
+                bound[word] = extent
+    return bound
