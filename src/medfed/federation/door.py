@@ -21,7 +21,7 @@ from medfed.errors import PolicyViolation
 from medfed.federation import gate
 from medfed.federation.approval import Approval, approvals_for
 from medfed.federation.call import Answer, Call, Failure, Own, check_inputs, check_one_input
-from medfed.federation.ledger import Durability, sign_head
+from medfed.federation.ledger import Durability, Head, sign_head
 from medfed.federation.packages import Package, find_step, installed_package, settings_of
 from medfed.federation.policy import Policy
 from medfed.federation.seal import SiteStore
@@ -104,6 +104,7 @@ class Doors:
         digests = {site: self._digest(call, mine) for site, mine in own.items()}
         for site, (sealed, data) in self.store.sealed(call.key, own).items():
             out[site] = Answer(data) if sealed == digests[site] else Failure("refused", OTHER_QUESTION)
+        self._refresh_approvals()
         names: list[str] = []
         today = now.date().isoformat()
         cost = self.cost(step, call)
@@ -157,7 +158,7 @@ class Doors:
         self, site: str, call: Call, step: Step, own: Own, sizes: Mapping[str, Any], today: str, cost: float
     ) -> str | None:
         access = self.sites[site]
-        approval = self._approval(site)
+        approval = self._approvals[site]
         if isinstance(approval, str):
             return approval
         if today > approval.until:
@@ -168,7 +169,7 @@ class Doors:
             self._verdicts[key] = self._refuses_step(access, approval, call, step, alone)
         if reason := self._verdicts[key]:
             return reason
-        if cost and self.store.head(site).spent + cost > access.policy.budget:
+        if cost and self.store.heads().get(site, Head()).spent + cost > access.policy.budget:
             return OVER_BUDGET
         try:
             if missing := set(step.takes) - set(call.inputs) - set(own.each):
@@ -406,13 +407,13 @@ class Doors:
             self._watched[site, part] = frozenset() if single else gate.watched_rows(self._view(site, part))
         return self._watched[site, part]
 
-    def _approval(self, site: str) -> Approval | str:
+    def _refresh_approvals(self) -> None:
+        """Read approvals again when another process wrote to the ledger: a revocation counts from the next call."""
         version = self.store.version()
         if version != self._approvals_at:
             self._approvals = approvals_for(self.store.db, self.study.hash, self._keys)
             self._approvals_at = version
             self._verdicts.clear()
-        return self._approvals[site]
 
     def _digest(self, call: Call, own: Own) -> str:
         if own.kept is None and not own.each:
@@ -420,5 +421,5 @@ class Doors:
         return digest(call.digest, own.kept or "", pack(own.each) if own.each else b"")
 
     def _signed_head(self, site: str) -> Answer:
-        signed = sign_head(site, self.store.head(site), self.sites[site].key)
+        signed = sign_head(site, self.store.heads().get(site, Head()), self.sites[site].key)
         return Answer(pack({"number": signed.number, "hash": signed.hash, "signature": signed.signature}))

@@ -39,12 +39,12 @@ class SiteStore:
         """Changes when another process writes to the store (an approval, a revocation)."""
         return int(self.db.execute("pragma data_version").fetchone()[0])
 
-    def head(self, site: str) -> Head:
-        """The last row of a site's chain."""
+    def heads(self) -> Mapping[str, Head]:
+        """The last row of every chain."""
         version = self.version()
         if version != self._heads_at:
             self._heads, self._heads_at = heads_of(self.db), version
-        return self._heads.get(site, Head())
+        return self._heads
 
     def sealed(self, key: str, sites: Mapping[str, Own]) -> dict[str, tuple[str, bytes]]:
         """What is already sealed under a call key: site -> (digest, bytes)."""
@@ -116,7 +116,8 @@ class SiteStore:
         new_cohorts = [site for site in names if (site, call.part) not in self._recorded]
         try:
             db.execute("begin immediate")
-            heads = {site: self.head(site) for site in names}
+            standing = self.heads()
+            heads = {site: standing.get(site, Head()) for site in names}
             over = {site for site in names if cost and heads[site].spent + cost > budgets[site]}
             number = db.execute(
                 "insert into call(key, study, run, round, step, part) values(?,?,?,?,?,?)"

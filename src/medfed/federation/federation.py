@@ -1,0 +1,208 @@
+"""The coordinator's verbs: sum, gather, and whom they ask. A verb is journaled before a method sees its outcome."""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medfed.canonical import canonical_json, digest, pack
+from medfed.errors import FederationError
+from medfed.federation.call import Answer, Call, Failure, Own, Protection
+from medfed.federation.packages import Method, step_name
+from medfed.federation.ring import decode
+from medfed.federation.step import Reply, Step
+from medfed.study import Study
+
+_NOTHING = Own()
+
+
+@dataclass(frozen=True)
+class Total:
+    """Sums over the sites that were counted: ``total["score"]``; who they are; why others are not among them."""
+
+    values: Mapping[str, NDArray[np.float64]]
+    sites: tuple[str, ...]
+    failures: Mapping[str, Failure]
+
+    def __getitem__(self, name: str) -> NDArray[np.float64]:
+        return self.values[name]
+
+
+class RunContext(Protocol):
+    """What a federation needs of the run it belongs to (the runner's)."""
+
+    study: Study
+    path: str
+    counted: dict[str, dict[str, str]]
+    settled: dict[str, dict[str, str]]
+    ordinals: dict[tuple[int, str], int]
+    protection: Protection
+
+    def exchange(self, call: Call, own: Mapping[str, Own]) -> Iterator[tuple[str, Answer | Failure]]: ...
+    def journaled(self, key: str) -> tuple[str, Mapping[str, Any]] | None: ...
+    def journal(self, call: Call, question: str, outcome: Mapping[str, Any]) -> None: ...
+    def child(self, name: str, method: Method, federation: "Federation", variant: str | None) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Federation:
+    """The sites as a method sees them in one round. Selections return a new federation."""
+
+    run: RunContext = field(repr=False)
+    round: int
+    sites: tuple[str, ...]
+    part: str | None = None
+    fold_number: int | None = None
+    variant: str | None = None
+
+    @property
+    def study(self) -> Study:
+        return self.run.study
+
+    def on(self, part: str) -> "Federation":
+        """Ask about this part (train, valid, test) instead of the first that a step reads."""
+        return replace(self, part=part)
+
+    def fold(self, number: int) -> "Federation":
+        """Ask within one fold: ``train`` becomes all rows outside it, ``test`` the rows in it."""
+        return replace(self, fold_number=number)
+
+    def roster(self, sites: Sequence[str]) -> "Federation":
+        """Only these sites."""
+        chosen = set(sites)
+        return replace(self, sites=tuple(site for site in self.sites if site in chosen))
+
+    def sample(self, fraction: float) -> "Federation":
+        """A share of the sites, at least one, drawn from study seed, run path and round."""
+        count = max(1, round(fraction * len(self.sites)))
+        if count >= len(self.sites):
+            return self
+        words = (self.study.seed, self.run.path.partition("/")[2], self.round)
+        chosen = random.Random("|".join(map(str, words))).sample(sorted(self.sites), count)
+        return self.roster(chosen)
+
+    def child(self, name: str, method: Method, variant: str | None = None) -> Mapping[str, Any]:
+        """Run a method inside this round, on these sites; the parent's keeps can be read, its own are written."""
+        return self.run.child(name, method, self, variant if variant is not None else self.variant)
+
+    def sum(self, step: Step, **inputs: Any) -> Total:
+        """Add the step's releases over the sites, in the ring: exact, and independent of order and engine.
+
+        Raises FederationError when fewer sites than the study's minimum were counted; nothing is journaled then.
+        """
+        if not step.is_sum:
+            raise FederationError(f"{step.name} gives replies of single sites: ask for it with gather, not sum")
+        study = self.study
+
+        def collect(answers: Iterator[tuple[str, Answer | Failure]]) -> dict[str, Any]:
+            total: dict[str, NDArray[np.int64]] = {}
+            counted, failures = [], {}
+            for site, answer in answers:
+                if isinstance(answer, Failure):
+                    failures[site] = {"kind": answer.kind, "reason": answer.reason}
+                    continue
+                counted.append(site)
+                for name, value in answer.values.items():
+                    if name in total:
+                        total[name] += value
+                    else:
+                        total[name] = np.array(value)
+            needed = min(study.sites.minimum, len(self.sites))
+            if len(counted) < needed:
+                raise FederationError(_too_few(step, self.sites, counted, failures, needed))
+            values = {
+                name: decode(
+                    value,
+                    step.releases[name].limbs(rows_at_most=study.rows_at_most, sites_at_most=study.sites_at_most),  # type: ignore[union-attr]
+                )
+                for name, value in total.items()
+            }
+            return {"values": values, "sites": sorted(counted), "failures": dict(sorted(failures.items()))}
+
+        outcome = self._once(step, inputs, {}, collect)
+        return Total(outcome["values"], tuple(outcome["sites"]), _failures(outcome))
+
+    def gather(
+        self, step: Step, each: Mapping[str, Mapping[str, Any]] | None = None, **inputs: Any
+    ) -> dict[str, Mapping[str, Any] | Failure]:
+        """Every site's own reply, or its failure. ``each``: inputs for one site only."""
+        if any(not isinstance(kind, Reply) for kind in step.releases.values()):
+            raise FederationError(f"{step.name} releases sums: ask for it with sum, not gather")
+
+        def collect(answers: Iterator[tuple[str, Answer | Failure]]) -> dict[str, Any]:
+            replies, failures = {}, {}
+            for site, answer in answers:
+                if isinstance(answer, Failure):
+                    failures[site] = {"kind": answer.kind, "reason": answer.reason}
+                else:
+                    replies[site] = dict(answer.values)
+            return {
+                "values": dict(sorted(replies.items())),
+                "sites": sorted(replies),
+                "failures": dict(sorted(failures.items())),
+            }
+
+        outcome = self._once(step, inputs, each or {}, collect)
+        replies: dict[str, Mapping[str, Any] | Failure] = dict(outcome.get("values") or {})
+        return replies | _failures(outcome)
+
+    def _once(self, step: Step, inputs: Mapping[str, Any], each: Mapping[str, Mapping[str, Any]], collect: Any) -> Any:
+        run, slot = self.run, step.keeps.slot if step.keeps else None
+        name = step_name(step)
+        ordinal = run.ordinals.get((self.round, name), 0)
+        run.ordinals[self.round, name] = ordinal + 1
+        part = self.part or step.reads[0]
+        if self.fold_number is not None:
+            part = f"{part}:{self.fold_number}"
+        arrays = {key: np.asarray(value) for key, value in inputs.items()}
+        call = Call(
+            study=run.study.hash,
+            run=run.path,
+            round=self.round,
+            step=name,
+            ordinal=ordinal,
+            part=part,
+            roster=self.sites,
+            inputs=arrays,
+            variant=self.variant,
+            protection=run.protection,
+        )
+        counted = run.counted.get(slot, {}) if slot else {}
+        settled = run.settled.get(slot, {}) if slot else {}
+        if slot or each:
+            own = {s: Own(counted.get(s), settled.get(s), each.get(s, {})) for s in self.sites}
+        else:
+            own = dict.fromkeys(self.sites, _NOTHING)
+        question = digest(call.digest, canonical_json(counted), pack(each) if each else b"")
+        known = run.journaled(call.key)
+        if known is not None:
+            if known[0] != question:
+                raise FederationError(
+                    f"{call.key}: the method asked something else than before the restart; it is not deterministic "
+                    "and the run can't go on"
+                )
+            outcome = known[1]
+        else:
+            outcome = collect(run.exchange(call, own))
+            run.journal(call, question, outcome)
+        if slot and step.keeps and step.keeps.writes:
+            run.counted.setdefault(slot, {}).update(dict.fromkeys(outcome["sites"], call.key))
+        return outcome
+
+
+def _failures(outcome: Mapping[str, Any]) -> dict[str, Failure]:
+    return {site: Failure(**failure) for site, failure in (outcome.get("failures") or {}).items()}
+
+
+def _too_few(
+    step: Step, asked: Sequence[str], counted: Sequence[str], failures: Mapping[str, Mapping[str, str]], needed: int
+) -> str:
+    reasons = "; ".join(f"{site} {failure['kind']}: {failure['reason']}" for site, failure in sorted(failures.items()))
+    short = step.name.rpartition(".")[2]
+    return (
+        f"{len(counted)} of {len(asked)} sites answered {short!r}, the study needs {needed} ({reasons}). "
+        "Mend what keeps them away, then `medfed resume`: the same question is asked again"
+    )

@@ -1,0 +1,267 @@
+"""Executes runs: rounds, journal, checkpoints. After a crash ``execute`` again, and the run goes on as if undisturbed."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from medfed.canonical import pack, unpack
+from medfed.errors import FederationError, MedfedError
+from medfed.federation.call import Answer, Call, Engine, Failure, Own, Protection
+from medfed.federation.federation import Federation
+from medfed.federation.ledger import Durability, SignedHead, is_head_signed
+from medfed.federation.packages import Method
+from medfed.federation.store import RunnerStore, is_locked
+from medfed.study import Study
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One thing that just happened, for people: a round began or ended, a site is asked or has answered."""
+
+    kind: str
+    path: str
+    round: int
+    step: str = ""
+    site: str = ""
+    waiting: tuple[str, ...] = ()
+    failure: Failure | None = None
+
+
+Listener = Callable[[Progress], None]
+
+
+@dataclass
+class _Run:
+    runner: "Runner"
+    study: Study
+    path: str
+    counted: dict[str, dict[str, str]]
+    protection: Protection
+    ordinals: dict[tuple[int, str], int] = field(default_factory=dict)
+    settled: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def exchange(self, call: Call, own: Mapping[str, Own]) -> Iterator[tuple[str, Answer | Failure]]:
+        waiting = dict.fromkeys(own)
+        self.runner.tell(Progress("asked", call.run, call.round, call.step, waiting=tuple(waiting)))
+        for site, answer in self.runner.engine.exchange(call, own, None):
+            waiting.pop(site, None)
+            yield site, answer
+            failure = answer if isinstance(answer, Failure) else None
+            self.runner.tell(Progress("answered", call.run, call.round, call.step, site, tuple(waiting), failure))
+
+    def journaled(self, key: str) -> tuple[str, Mapping[str, Any]] | None:
+        return self.runner.store.journaled(key)
+
+    def journal(self, call: Call, question: str, outcome: Mapping[str, Any]) -> None:
+        self.runner.store.journal(call.key, call.run, call.round, question, outcome)
+
+    def child(self, name: str, method: Method, federation: Federation, variant: str | None) -> Mapping[str, Any]:
+        return self.runner.advance_to_end(
+            method,
+            f"{self.path}/{federation.round}/{name}",
+            replace_run=dataclasses.replace(federation, part=None, variant=variant),
+            counted=self.counted,
+        )
+
+
+class Runner:
+    """The coordinator's one process that executes runs in a folder, over an engine."""
+
+    def __init__(
+        self,
+        folder: Path,
+        engine: Engine,
+        study: Study,
+        *,
+        durability: Durability = "call",
+        listener: Listener | None = None,
+        public_keys: Mapping[str, str] | None = None,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self.engine = engine
+        self.study = study
+        self.durability = durability
+        self.listener = listener
+        self.public_keys = dict(public_keys or {})
+        self.clock = clock
+        self.store = RunnerStore(folder, durability)
+        self._status = _StatusFile(folder)
+
+    def close(self) -> None:
+        self.store.close()
+
+    def tell(self, progress: Progress) -> None:
+        self._status.note(progress)
+        if self.listener is not None:
+            self.listener(progress)
+
+    def execute(self, method: Method, run: str = "main") -> Mapping[str, Any]:
+        """Run a method to its end (or go on with it) and return its result.
+
+        Raises FederationError when the run had to stop; what was done is kept, and the same call resumes it.
+        """
+        at = self.clock().isoformat(timespec="seconds")
+        self.store.start_run(run, self.study.hash, self.study.model_dump_json(), at)
+        self._take_heads()
+        try:
+            sites = tuple(site for site in self.study.sites.invited if site in set(self.engine.sites))
+            federation = Federation(run=None, round=0, sites=sites)  # type: ignore[arg-type]
+            result = self.advance_to_end(method, run, replace_run=federation, counted={})
+        except MedfedError as problem:
+            self.store.end_run(run, "stopped", str(problem), self.clock().isoformat(timespec="seconds"))
+            self._status.clear()
+            raise
+        self._take_heads()
+        self.store.end_run(run, "finished", "", self.clock().isoformat(timespec="seconds"), result)
+        self._status.clear()
+        return result
+
+    def abandon(self, run: str = "main") -> None:
+        """Give up the open round of a run whose roster is gone: same state and keeps, next round number.
+
+        What sites sealed in it stays charged and is never read.
+        """
+        if self.store.checkpoint(run) is None:
+            raise FederationError(f"run {run!r} has no finished round yet, so there is none to give up; resume it")
+        self.store.next_round(run)
+
+    def advance_to_end(
+        self, method: Method, path: str, *, replace_run: Federation, counted: Mapping[str, Mapping[str, str]]
+    ) -> Mapping[str, Any]:
+        """Rounds of one run path until its method is done. Each round starts from its checkpoint as read back."""
+        study = self.study
+        state = method.start(study)
+        round_, pointers = 0, {slot: dict(calls) for slot, calls in counted.items()}
+        saved = self.store.checkpoint(path)
+        if saved is not None:
+            round_, pointers = saved[0], saved[1]
+            state = _restored(type(state), saved[2])
+        elif not path.count("/"):
+            self.store.write_checkpoint(path, 0, pointers, pack(state))
+            state = _restored(type(state), unpack(pack(state)))
+        run = _Run(self, study, path, pointers, self._protection())
+        while not method.done(state):
+            round_ += 1
+            run.ordinals.clear()
+            run.settled = {slot: dict(calls) for slot, calls in run.counted.items()}
+            self.tell(Progress("round", path, round_))
+            federation = dataclasses.replace(replace_run, run=run, round=round_)
+            data = pack(method.advance(federation, state))
+            self.store.write_checkpoint(path, round_, run.counted, data)
+            if self.durability == "call" and not path.count("/"):
+                self._take_heads()
+            state = _restored(type(state), unpack(data))
+        return method.result(state)
+
+    def _protection(self) -> Protection:
+        """``sums: strongest`` in a study means the best that the engine offers."""
+        return self.engine.protections[-1]
+
+    def _take_heads(self) -> None:
+        """Keep every site's signed ledger head: a ledger that is cut afterwards is found out."""
+        sites = [site for site in self.engine.sites if site in self.public_keys]
+        if not sites:
+            return
+        call = Call(self.study.hash, "", 0, "", 0, "all", tuple(sites), {}, phase="head")
+        for site, answer in self.engine.exchange(call, dict.fromkeys(sites, Own()), None):
+            if isinstance(answer, Failure):
+                continue
+            values = answer.values
+            head = SignedHead(site, int(values["number"]), str(values["hash"]), str(values["signature"]))
+            if head.number < 0:
+                continue
+            if not is_head_signed(head, self.public_keys[site]):
+                raise FederationError(f"site {site!r}: the ledger head is not signed with the site's key; ask the site")
+            known = self.store.heads().get(site)
+            if known and (head.number < known[0].number or (head.number == known[0].number and head.hash != known[0].hash)):
+                raise FederationError(
+                    f"site {site!r}: its ledger ends at row {head.number}, but it once signed row {known[0].number}; "
+                    "rows were cut off or replaced. Ask the site to restore its ledger"
+                )
+            self.store.write_head(head, self.public_keys[site])
+
+
+def _restored(kind: type, tree: Mapping[str, Any]) -> Any:
+    return kind(**tree) if dataclasses.is_dataclass(kind) else dict(tree)
+
+
+class _StatusFile:
+    """What the runner is doing, in a small file that is rewritten in place; true only while the lock is held."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "now.json"
+        self._handle: int | None = None
+
+    def note(self, progress: Progress) -> None:
+        if self._handle is None:
+            self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+        text = json.dumps(
+            {"path": progress.path, "round": progress.round, "step": progress.step, "waiting": progress.waiting}
+        )
+        # One write of a fixed, generous width: a reader sees the old line or the new one.
+        os.pwrite(self._handle, text.ljust(4096).encode() if len(text) < 4096 else text.encode(), 0)
+
+    def clear(self) -> None:
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+        self.path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """What is true of a run now. state: running | interrupted | stopped | finished."""
+
+    run: str
+    study: str
+    state: str
+    reason: str
+    rounds_finished: int
+    open_round: int | None
+    step: str
+    waiting: tuple[str, ...]
+    started: str
+    ended: str
+
+
+def status_of(folder: Path) -> list[RunStatus]:
+    """Every run of a coordinator's folder. A dead runner's run is "interrupted", never "running"."""
+    store = RunnerStore(folder, read_only=True)
+    try:
+        alive = is_locked(folder)
+        now: dict[str, Any] = {}
+        if alive and (folder / "now.json").exists():
+            try:
+                now = json.loads((folder / "now.json").read_text())
+            except ValueError:
+                now = {}
+        statuses = []
+        for row in store.runs():
+            saved = store.checkpoint(row["run"])
+            rounds = saved[0] if saved else 0
+            state = row["state"]
+            if state == "running" and not alive:
+                state = "interrupted"
+            mine = now if state == "running" and str(now.get("path", "")).partition("/")[0] == row["run"] else {}
+            statuses.append(
+                RunStatus(
+                    run=row["run"],
+                    study=row["study"],
+                    state=state,
+                    reason=row["reason"],
+                    rounds_finished=rounds,
+                    open_round=rounds + 1 if state in ("running", "interrupted", "stopped") else None,
+                    step=str(mine.get("step", "")),
+                    waiting=tuple(mine.get("waiting", ())),
+                    started=row["started"],
+                    ended=row["ended"],
+                )
+            )
+        return statuses
+    finally:
+        store.close()
