@@ -1,0 +1,137 @@
+"""Federated standardisation: mean and standard deviation of the numeric features, from sums of values and squares.
+
+Values are first put on the range that the study declares, so the sums are bounded whatever the unit. Missing values
+(NaN) are left out, and become the mean, 0, once standardised. Intercept and indicators are left as they are.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medfed.errors import FederationError
+from medfed.federation.federation import Federation
+from medfed.federation.site import Site, Sites
+from medfed.federation.step import Input, Out, Step, Sum, step
+from medfed.study import Study
+
+FloatArray = NDArray[np.float64]
+
+CENTRE = Input("p", limit=1e9)
+SCALE = Input("p", limit=1e9)
+
+
+def declared_ranges(study: Study) -> tuple[FloatArray, FloatArray, NDArray[np.bool_]]:
+    """Low and high of each feature (p,), and which of them are numbers."""
+    columns = study.design.columns
+    numeric = np.array([column.kind == "number" for column in columns])
+    low = np.array([column.low if column.kind == "number" else 0.0 for column in columns], dtype=np.float64)
+    high = np.array([column.high if column.kind == "number" else 1.0 for column in columns], dtype=np.float64)
+    return low, high, numeric
+
+
+@step(
+    reads=("train", "all"),
+    releases={
+        "sums": Sum("p", limit_per_row=1),
+        "squares": Sum("p", limit_per_row=1),
+        "known": Sum("p", limit_per_row=1),
+    },
+)
+def moments(site: Site) -> Out:
+    """Sums of values and squares on the declared range, and how many are known: (p,) each."""
+    (features,) = site.table.arrays("features")
+    low, high, numeric = declared_ranges(site.study)
+    unit = np.where(numeric, (features - low) / (high - low), 0.0)
+    known = np.isfinite(unit) & numeric
+    unit = np.where(known, unit, 0.0)
+    return Out({"sums": unit.sum(0), "squares": (unit * unit).sum(0), "known": known.sum(0).astype(np.float64)})
+
+
+def centre_and_scale(study: Study, sums: FloatArray, squares: FloatArray, known: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Mean and standard deviation (n in the denominator) in the study's units, (p,) each; 0 and 1 where not numeric.
+
+    Raises FederationError for a numeric feature that is constant, or known for nobody.
+    """
+    low, high, numeric = declared_ranges(study)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = sums / known
+        deviation = np.sqrt(np.maximum(squares / known - mean * mean, 0.0))
+    for index in np.flatnonzero(numeric):
+        name = study.design.columns[index].name
+        if not known[index] > 0:
+            raise FederationError(f"feature {name!r} is missing for every patient who was counted; leave it out of the study")
+        if not deviation[index] > 1e-9:
+            raise FederationError(f"feature {name!r} has the same value for every patient who was counted; leave it out of the study")
+    centre = np.where(numeric, low + mean * (high - low), 0.0)
+    scale = np.where(numeric, deviation * (high - low), 1.0)
+    return centre, scale
+
+
+def standardise(federation: Any) -> tuple[FloatArray, FloatArray]:
+    """Centre and scale (p,) of the features over the federation's training rows."""
+    total = federation.sum(moments)
+    return centre_and_scale(federation.study, total["sums"], total["squares"], total["known"])
+
+
+def standardised(site: Site, centre: FloatArray, scale: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Features (n, p), standardised with missing values at the mean, and the outcome (n,)."""
+
+    def compute() -> FloatArray:
+        (features,) = site.table.arrays("features")
+        x = (features - centre) / scale
+        x[~np.isfinite(x)] = 0.0
+        x.setflags(write=False)
+        return x
+
+    x = site.memo("standardised", {"centre": centre, "scale": scale}, compute)
+    (y,) = site.table.arrays("outcome")
+    return x, y
+
+
+def standardised_stack(sites: Sites, centre: FloatArray, scale: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """The same for stacked sites: (S, n, p) and (S, n); rows beyond a site's own are zeros."""
+
+    def compute(everyone: Sites) -> FloatArray:
+        (features,) = everyone.arrays("features")
+        x = (features - centre) / scale
+        x[~np.isfinite(x)] = 0.0
+        x *= everyone.mask[..., None]
+        x.setflags(write=False)
+        return x
+
+    x = sites.memo("standardised", {"centre": centre, "scale": scale}, compute)
+    (y,) = sites.arrays("outcome")
+    return x, y
+
+
+@dataclass(frozen=True)
+class StandardiseState:
+    """What a round of standardisation leaves."""
+
+    centre: FloatArray
+    scale: FloatArray
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Standardise:
+    """Mean and standard deviation of every numeric feature, as a method of its own: one round."""
+
+    steps: ClassVar[tuple[Step, ...]] = (moments,)
+
+    def start(self, study: Study) -> StandardiseState:
+        p = len(study.design.columns)
+        return StandardiseState(np.zeros(p), np.ones(p), 0)
+
+    def advance(self, federation: Federation, state: StandardiseState) -> StandardiseState:
+        centre, scale = standardise(federation)
+        return StandardiseState(centre, scale, state.rounds + 1)
+
+    def done(self, state: StandardiseState) -> bool:
+        return state.rounds > 0
+
+    def result(self, state: StandardiseState) -> Mapping[str, Any]:
+        return {"centre": state.centre, "scale": state.scale}
