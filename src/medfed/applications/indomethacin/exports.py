@@ -1,10 +1,11 @@
 """The trial of indomethacin written out as the exports of its four hospitals, each in its own dialect.
 
-What is medical (age, risk score, arm, outcome, sex, stent) is the trial's, to the digit. What identifies a person
-(names, record numbers, birthdays, telephone numbers, notes) is invented, and so are the dialects: column names,
-codes, units, dates, decimal marks, missing values, encodings and file formats all differ, the way they do between
-real hospitals. Two habits of real exports are added: Michigan also lists patients who were screened and never
-randomised (no arm, no outcome), and Indiana's registry repeats a few rows. Neither changes a count.
+What is medical (age, risk score, arm, outcome, sex, stent) is the trial's, to the digit. What identifies a
+person (names, record numbers, birthdays, telephone numbers, notes) is invented, and so are the dialects:
+column names, codes, units, dates, decimal marks, missing values, encodings and file formats all differ, the
+way they do between real hospitals. Two habits of real exports are added: Michigan also lists patients who
+were screened and never randomised (no arm, no outcome), and Indiana's registry repeats a few rows. Neither
+changes a count.
 """
 
 import csv
@@ -28,7 +29,45 @@ CASE_EXPORT = "case/data/ercp_followup.csv"
 KENTUCKY_OUTCOMES = "kentucky/data/feedback.csv"
 
 _SITE_OF = {"1_UM": "michigan", "2_IU": "indiana", "3_UK": "kentucky", "4_Case": "case"}
-_MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
+_MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
+
+_MICHIGAN_COLUMNS = (
+    "MRN",
+    "LAST_NAME",
+    "FIRST_NAME",
+    "DOB",
+    "GENDER",
+    "PROC_DATE",
+    "TRT",
+    "RISK_SCORE",
+    "PD_STENT",
+    "PANCREATITIS",
+    "NOTES",
+)
+_KENTUCKY_COLUMNS = (
+    "Chart No",
+    "Patient",
+    "Sex",
+    "Birth",
+    "Procedure",
+    "Random",
+    "Score",
+    "PD stent",
+    "PEP",
+    "Comment",
+)
+_CASE_COLUMNS = (
+    "病案号",
+    "姓名",
+    "性别",
+    "出生日期",
+    "操作日期",
+    "分组",
+    "风险评分（半分）",
+    "胰管支架",
+    "术后胰腺炎",
+    "联系电话",
+)
 
 
 @dataclass(frozen=True)
@@ -71,8 +110,8 @@ def write_exports(folder: Path) -> None:
 def write_followup(folder: Path) -> Path:
     """Kentucky's outcomes, as its records office would send them back: ``kentucky/data/feedback.csv``.
 
-    Read from Kentucky's export (and so it follows an edit of it), in that hospital's own dialect: Latin-1, tab
-    separated, columns ``Chart No`` and ``PEP`` (1 yes, 2 no); patients without an outcome are left out.
+    Read from Kentucky's export (and so it follows an edit of it), in that hospital's own dialect: Latin-1,
+    tabs, columns ``Chart No`` and ``PEP`` (1 yes, 2 no); patients without an outcome are left out.
     Kentucky has too few events to contribute to a study with plain sums, but it can use the study's model.
     Returns the path. Raises MappingError if the export is missing or lacks one of the two columns.
     """
@@ -88,7 +127,9 @@ def write_followup(folder: Path) -> Path:
     wanted = ("Chart No", "PEP")
     absent = [name for name in wanted if name not in (rows.fieldnames or ())]
     if absent:
-        raise MappingError(f"Site 'kentucky': {source} has no column '{absent[0]}'; restore it from the export.")
+        raise MappingError(
+            f"Site 'kentucky': {source} has no column '{absent[0]}'; add it, or write the exports again."
+        )
     outcomes = [[row[name] for name in wanted] for row in rows if row["PEP"] != "."]
     target = sites / KENTUCKY_OUTCOMES
     write_atomically(target, _text(wanted, outcomes, delimiter="\t", line_end="\n").encode("latin-1"))
@@ -164,11 +205,11 @@ def _michigan(patients: list[Patient]) -> bytes:
     def row(patient: Patient) -> list[str]:
         surname, first = _english_name(patient)
         title = "Ms" if patient.female else "Mr"
-        notes = (
+        notes = [
             "",
             f'{title} {surname} says "no pain", home with daughter',
             f"Called {invented.telephone(patient.number)} on day 5,\nno answer",
-        )
+        ]
         return [
             f"{invented.record_number(patient.number):09d}",
             surname,
@@ -180,12 +221,11 @@ def _michigan(patients: list[Patient]) -> bytes:
             f"{patient.risk:g}",
             _coded(patient.stent, "Y", "N"),
             _coded(patient.pancreatitis, "Y", "N", "NA"),
-            "not randomized" if patient.indomethacin is None else invented.pick("note", patient.number, notes),
+            invented.pick("note", patient.number, notes),
         ]
 
-    header = "MRN LAST_NAME FIRST_NAME DOB SEX PROC_DATE TRT RISK_SCORE PD_STENT PANCREATITIS NOTES".split()
     rows = [row(patient) for patient in _by_procedure([*patients, *screened])]
-    return _text(header, rows, delimiter=",", line_end="\r\n").encode("utf-8-sig")
+    return _text(_MICHIGAN_COLUMNS, rows, delimiter=",", line_end="\r\n").encode("utf-8-sig")
 
 
 def _indiana(patients: list[Patient]) -> bytes:
@@ -200,7 +240,7 @@ def _indiana(patients: list[Patient]) -> bytes:
         "surname": pyarrow.array([surname for surname, _ in names], pyarrow.string()),
         "given_name": pyarrow.array([first for _, first in names], pyarrow.string()),
         "phone": pyarrow.array(
-            [None if invented.draw("phone", p.number, 5) == 0 else invented.telephone(p.number) for p in rows],
+            [invented.telephone(p.number) if invented.draw("phone", p.number, 5) else None for p in rows],
             pyarrow.string(),
         ),
         "age_months": pyarrow.array(
@@ -222,18 +262,18 @@ def _indiana(patients: list[Patient]) -> bytes:
 
 
 def _kentucky(patients: list[Patient]) -> bytes:
-    """A statistics package's text file: Latin-1, tabs, decimal comma, 05-Mar-1961, a dot for missing, 1 yes 2 no."""
+    """A statistics package's text: Latin-1, tabs, decimal comma, 05-Mar-1961, a dot for missing, 2 for no."""
 
     def day(value: date) -> str:
         return f"{value.day:02d}-{_MONTHS[value.month - 1]}-{value.year}"
 
     def row(patient: Patient) -> list[str]:
         number = patient.number
+        given = invented.ACCENTED_WOMEN if patient.female else invented.ACCENTED_MEN
         surname = invented.pick("surname", number, invented.ACCENTED_SURNAMES)
-        first = invented.pick("first", number, invented.ACCENTED_WOMEN if patient.female else invented.ACCENTED_MEN)
         return [
             f"K{invented.record_number(number):08d}",
-            f"{surname}, {first}",
+            f"{surname}, {invented.pick('given', number, given)}",
             "2" if patient.female else "1",
             day(patient.born),
             day(patient.procedure),
@@ -244,8 +284,7 @@ def _kentucky(patients: list[Patient]) -> bytes:
             "." if invented.draw("next of kin", number, 3) else f"next of kin: {invented.telephone(number)}",
         ]
 
-    header = ["Chart No", "Patient", "Sex", "Birth", "Procedure", "Random", "Score", "PD stent", "PEP", "Comment"]
-    return _text(header, map(row, patients), delimiter="\t", line_end="\n").encode("latin-1")
+    return _text(_KENTUCKY_COLUMNS, map(row, patients), delimiter="\t", line_end="\n").encode("latin-1")
 
 
 def _case(patients: list[Patient]) -> bytes:
@@ -254,10 +293,10 @@ def _case(patients: list[Patient]) -> bytes:
     def row(patient: Patient) -> list[str]:
         number = patient.number
         given = invented.CHINESE_WOMEN if patient.female else invented.CHINESE_MEN
-        name = invented.pick("surname", number, invented.CHINESE_SURNAMES) + invented.pick("given", number, given)
+        surname = invented.pick("surname", number, invented.CHINESE_SURNAMES)
         return [
             f"{invented.record_number(number):08d}",
-            name,
+            surname + invented.pick("given", number, given),
             "女" if patient.female else "男",
             _chinese_day(patient.born),
             _chinese_day(patient.procedure),
@@ -268,8 +307,7 @@ def _case(patients: list[Patient]) -> bytes:
             invented.telephone(number) if invented.draw("telephone known", number, 2) else "不详",
         ]
 
-    header = "病案号 姓名 性别 出生日期 操作日期 分组 风险评分（半分） 胰管支架 术后胰腺炎 联系电话".split(" ")
-    return _text(header, map(row, patients), delimiter="|", line_end="\r\n").encode("gbk")
+    return _text(_CASE_COLUMNS, map(row, patients), delimiter="|", line_end="\r\n").encode("gbk")
 
 
 def _chinese_day(value: date) -> str:

@@ -12,18 +12,15 @@ SEED = "medfed indomethacin 1"
 _FIRST_DAY = date(2009, 2, 2)  # enrolment ran from February 2009 to July 2011
 _DAYS_OF_ENROLMENT = 900
 
-ENGLISH_SURNAMES = (
-    "Abbott Baker Carver Dalton Ellison Fischer Grayson Hollis Ingram Jansen Kessler Larkin Mercer Norwood "
-    "Osborne Prescott Quigley Radcliffe Sutton Tillman Underhill Vaughn Whitaker Yates"
-).split()
-ENGLISH_WOMEN = "Alice Beth Carol Dora Elaine Fay Grace Helen Irene Joan Karen Laura Marie Nancy Paula Ruth".split()
-ENGLISH_MEN = "Adam Brian Carl Daniel Edward Frank George Henry Ivan James Keith Louis Mark Neil Oscar Paul".split()
-ACCENTED_SURNAMES = "Núñez Müller Lefèvre Gonçalves Ibáñez Söderberg Béranger Peña Krüger Östlund Desprès Muñoz".split()
-ACCENTED_WOMEN = "Inés Zoé Mónica Hélène Eloïse Søs Bärbel Aïda".split()
-ACCENTED_MEN = "José André Björn Günther François Jörg Ángel René".split()
+ENGLISH_SURNAMES = ["Abbott", "Carver", "Ellison", "Grayson", "Hollis", "Jansen", "Kessler", "Norwood"]
+ENGLISH_WOMEN = ["Alice", "Beth", "Carol", "Dora", "Elaine", "Grace", "Helen", "Irene", "Joan", "Laura"]
+ENGLISH_MEN = ["Adam", "Brian", "Carl", "Daniel", "Edward", "Frank", "George", "Henry", "James", "Louis"]
+ACCENTED_SURNAMES = ["Núñez", "Müller", "Lefèvre", "Gonçalves", "Ibáñez", "Söderberg", "Peña", "Krüger"]
+ACCENTED_WOMEN = ["Inés", "Zoé", "Mónica", "Hélène", "Eloïse", "Søs", "Bärbel", "Aïda"]
+ACCENTED_MEN = ["José", "André", "Björn", "Günther", "François", "Jörg", "Ángel", "René"]
 CHINESE_SURNAMES = "王李张刘陈杨赵黄周吴"
-CHINESE_WOMEN = "秀英 丽华 桂兰 玉梅".split()
-CHINESE_MEN = "建国 志强 德明 文博".split()
+CHINESE_WOMEN = ["秀英", "丽华", "桂兰", "玉梅"]
+CHINESE_MEN = ["建国", "志强", "德明", "文博"]
 
 
 def draw(what: str, patient: int, below: int) -> int:
@@ -37,7 +34,7 @@ def pick(what: str, patient: int, among: Sequence[str]) -> str:
 
 
 def record_number(patient: int) -> int:
-    """Eight digits at most, unlike for unlike patients: multiplication by a unit is one to one modulo 10^8."""
+    """Eight digits at most; no two patients share one (the factor has an inverse modulo 10^8)."""
     return (patient * 57_885_161 + 13_466_917) % 10**8
 
 
@@ -48,7 +45,7 @@ def procedure_date(patient: int) -> date:
 
 
 def birth_date(patient: int, age: int, on: date) -> date:
-    """A birthday that makes the patient exactly ``age`` completed years old ``on`` that day (not 29 February)."""
+    """A birthday that makes the patient ``age`` completed years old ``on`` that day (not 29 February)."""
     born = on.replace(year=on.year - age) - timedelta(days=draw("birth", patient, 363))
     # Never 29 February: the day on which such a patient turns a year older is a convention, not a fact.
     return born - timedelta(days=1) if (born.month, born.day) == (2, 29) else born

@@ -1,4 +1,4 @@
-"""What one would find with every hospital's rows in one place: the oracle that the demo's answer is held against.
+"""What one would find with every hospital's rows in one place: the oracle for the demo's answer.
 
 It shares no code with the method it checks: the regression is statsmodels', the risk ratio is counted here.
 Only where one process holds all tables (the demo, the tests); no site is ever asked for this.
@@ -6,6 +6,7 @@ Only where one process holds all tables (the demo, the tests); no site is ever a
 
 import importlib
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -28,14 +29,17 @@ def pooled_answer(study: Study, hospitals: Mapping[str, Rows]) -> dict[str, Any]
     """Logistic regression and risk ratio over the rows of all ``hospitals`` together.
 
     study: names an arm of two levels; hospitals: by name, those whose answers were counted, all with rows.
-    Returns ``patients``, ``events`` and ``risk`` by arm level, ``risk_ratio`` with ``risk_ratio_interval`` (log
-    scale; Katz et al. 1978), and of the regression ``coefficients`` and ``standard_errors`` by column of the design,
-    ``adjusted_odds_ratio``, its ``adjusted_log_odds_ratio``, ``standard_error`` and ``adjusted_odds_ratio_interval``
-    for the arm; intervals are 95 %, Wald.
-    Raises MedfedError if statsmodels is missing, there are no hospitals, or the outcome is separated.
+    Returns ``patients``, ``events`` and ``risk`` by arm level; ``risk_ratio`` and ``risk_ratio_interval``
+    (on the log scale, Katz et al. 1978; absent if an arm has no event); of the regression ``coefficients``
+    and ``standard_errors`` by column of the design, and for the arm ``adjusted_odds_ratio`` with its
+    ``adjusted_odds_ratio_interval``, ``adjusted_log_odds_ratio`` and ``standard_error``. Intervals: 95 %,
+    Wald.
+    Raises MedfedError if statsmodels is missing, there are no hospitals, or the regression has no answer.
     """
     if not hospitals:
-        raise MedfedError("No hospital was counted, so there is nothing to compare with; see why each was held back.")
+        raise MedfedError(
+            "No hospital was counted, so there is nothing to compare; see why each was held back."
+        )
     parts = [hospitals[name].arrays("features", "outcome", "arm") for name in sorted(hospitals)]
     features, outcome, arm = (np.concatenate([part[i] for part in parts]) for i in range(3))
     names = [column.name for column in study.design.columns]
@@ -74,19 +78,23 @@ def _logit(features: NDArray[Any], outcome: NDArray[Any]) -> tuple[NDArray[Any],
     """Coefficients and standard errors (p,) of a logistic regression, by statsmodels."""
     try:
         statsmodels: Any = importlib.import_module("statsmodels.api")
-        from_tools: Any = importlib.import_module("statsmodels.tools.sm_exceptions")
     except ImportError:
         raise MedfedError(
             "The comparison with pooled data needs statsmodels, which is not installed; "
             "run: pip install 'medfed[demo]'"
         ) from None
     try:
-        fit = statsmodels.Logit(outcome, features).fit(method="newton", tol=1e-14, maxiter=100, disp=0)
-    except (from_tools.PerfectSeparationError, np.linalg.LinAlgError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what they say is read from ``converged``
+            fit = statsmodels.Logit(outcome, features).fit(method="newton", tol=1e-14, maxiter=50, disp=0)
+        answered = fit.mle_retvals["converged"] and np.isfinite(fit.bse).all()
+    except np.linalg.LinAlgError:
+        answered = False
+    if not answered:
         raise MedfedError(
             "The pooled regression has no answer: a covariate separates the outcome or is constant; "
             "remove it from the study."
-        ) from None
+        )
     return np.asarray(fit.params), np.asarray(fit.bse)
 
 
