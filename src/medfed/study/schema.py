@@ -1,0 +1,291 @@
+"""What a study declares: plain frozen values, checked against each other when they are made. No behaviour.
+
+Pydantic models, since a study enters from a file; unknown keys are refused everywhere.
+"""
+
+import hashlib
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from medfed.canonical import canonical_json
+from medfed.study.design import Column, Design
+from medfed.study.variables import Code, Text, Variable, text_in
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$", max_length=60)]
+
+
+class Declared(BaseModel):
+    """A part of a study: frozen, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Rule(Declared):
+    """One condition of the cohort; a row stays if all conditions hold. A missing value fails every condition."""
+
+    variable: str
+    at_least: float | None = None
+    at_most: float | None = None
+    is_one_of: tuple[str, ...] | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        bounds = self.at_least is not None or self.at_most is not None
+        if bounds == (self.is_one_of is not None):
+            raise ValueError("a cohort rule has `at_least` and/or `at_most`, or `is_one_of`")
+        return self
+
+
+class Cohort(Declared):
+    """Who is in the study."""
+
+    include: tuple[Rule, ...] = ()
+
+
+class Task(Declared):
+    """What is to be learned, and how code variables become features."""
+
+    kind: Literal["treatment_effect", "risk_prediction"]
+    coding: Literal["reference", "all_levels"] = "reference"
+
+
+class MethodUse(Declared):
+    """A method of an installed package, ``distribution:dotted.path.Class``, with its settings."""
+
+    use: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+:[A-Za-z_][\w.]*\.[A-Za-z_]\w*$")]
+    settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
+
+
+class Parts(Declared):
+    """How rows are divided when the table is built: not at all, in folds, in fractions, or by a variable."""
+
+    kind: Literal["all", "folds", "fractions", "variable"] = "all"
+    folds: int | None = Field(default=None, ge=2, le=20)
+    train: float | None = Field(default=None, gt=0, le=1)
+    valid: float | None = Field(default=None, ge=0, lt=1)
+    test: float | None = Field(default=None, ge=0, lt=1)
+    variable: str | None = None
+    valid_fraction: float = Field(default=0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _fits_kind(self) -> Self:
+        if (self.kind == "folds") != (self.folds is not None):
+            raise ValueError("`folds: N` belongs to `kind: folds`, and is needed there")
+        if (self.kind == "variable") != (self.variable is not None):
+            raise ValueError("`variable: NAME` belongs to `kind: variable`, and is needed there")
+        fractions = [self.train, self.valid, self.test]
+        if self.kind == "fractions":
+            if self.train is None or abs(sum(f or 0.0 for f in fractions) - 1) > 1e-9:
+                raise ValueError("`train`, `valid` and `test` are fractions that add up to 1")
+        elif any(f is not None for f in fractions):
+            raise ValueError("`train`, `valid` and `test` belong to `kind: fractions`")
+        if self.valid_fraction and self.kind != "variable":
+            raise ValueError("`valid_fraction` belongs to `kind: variable`")
+        return self
+
+
+class Privacy(Declared):
+    """How sums are protected. ``strongest``: as well as the installed engine can."""
+
+    sums: Literal["strongest", "plain"] = "strongest"
+    minimum_cell: int = Field(default=10, ge=1)
+
+
+class Evaluation(Declared):
+    """How the result is judged. bins: score bins for AUC and calibration."""
+
+    design: Literal["none", "cross_validation", "leave_one_site_out", "holdout"] = "none"
+    compare: tuple[Literal["local", "federated", "pooled"], ...] = ("federated",)
+    variants: tuple[str, ...] = ()
+    bins: int = Field(default=64, ge=4, le=1024)
+
+
+class Sites(Declared):
+    """Who is invited, and how few may answer."""
+
+    invited: tuple[Name, ...] = Field(min_length=1)
+    minimum: int = Field(default=2, ge=1)
+
+
+class Limits(Declared):
+    """Public bounds that size the ring of exact sums."""
+
+    rows_per_site: int = Field(default=100_000, ge=1, le=1_000_000_000)
+
+
+class Study(Declared):
+    """One declared question. ``hash`` names it; a site approves the hash."""
+
+    medfed: Literal[1]
+    name: Name
+    title: Text
+    question: Text
+    unit: str = Field(default="patient", min_length=1)
+    protects: Literal["patient", "none"] = "patient"
+    variables: dict[str, Variable] = Field(min_length=1)
+    cohort: Cohort = Cohort()
+    task: Task
+    method: MethodUse
+    variants: dict[Name, MethodUse] = Field(default_factory=dict)
+    parts: Parts = Parts()
+    privacy: Privacy = Privacy()
+    evaluation: Evaluation = Evaluation()
+    seed: int = Field(default=1, ge=0)
+    sites: Sites
+    limits: Limits = Limits()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        # A contradiction is told at the key that a reader would change: "key: sentence".
+        for problem in _contradictions(self):
+            raise ValueError(problem)
+        return self
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of the parsed study: comments and the order of keys don't change it."""
+        return hashlib.sha256(canonical_json(self.model_dump(mode="json")).encode()).hexdigest()
+
+    @cached_property
+    def table_hash(self) -> str:
+        """SHA-256 of what determines the study table, and of nothing else."""
+        kept = self.model_dump(mode="json", include={"variables", "cohort", "unit", "protects", "parts", "seed", "task"})
+        return hashlib.sha256(canonical_json(kept).encode()).hexdigest()
+
+    def _with_role(self, role: str) -> str | None:
+        return next((name for name, variable in self.variables.items() if variable.role == role), None)
+
+    @cached_property
+    def outcome(self) -> str:
+        """Name of the outcome."""
+        return self._with_role("outcome") or ""
+
+    @cached_property
+    def arm(self) -> str | None:
+        """Name of the treatment variable, if the study has one."""
+        return self._with_role("arm")
+
+    @cached_property
+    def covariates(self) -> tuple[str, ...]:
+        """Names of the covariates, in the study's order."""
+        return tuple(name for name, variable in self.variables.items() if variable.role == "covariate")
+
+    @cached_property
+    def design(self) -> Design:
+        """The feature columns that the study's variables become."""
+        columns = [Column("intercept", "", "intercept", None, 0.0, 1.0)]
+        for name, variable in self.variables.items():
+            if variable.role == "covariate" or (variable.role == "arm" and self.task.kind == "treatment_effect"):
+                columns += _columns_of(name, variable, self.task.coding)
+        return Design(tuple(columns))
+
+    @cached_property
+    def sizes(self) -> dict[str, int | tuple[int]]:
+        """The study's sizes, by the names that steps use in shapes. (n,): chosen by an input, at most n."""
+        sizes: dict[str, int | tuple[int]] = {
+            "p": len(self.design.columns),
+            "outcomes": 2,
+            "bins": (self.evaluation.bins,),
+            "folds": (max(self.parts.folds or 1, 1),),
+        }
+        if self.arm:
+            sizes["arms"] = len(self.variables[self.arm].codes or ())
+        return sizes
+
+    @property
+    def rows_at_most(self) -> int:
+        return self.limits.rows_per_site
+
+    @property
+    def sites_at_most(self) -> int:
+        return len(self.sites.invited)
+
+    @cached_property
+    def test_models(self) -> int:
+        """How many models evaluation may open on test rows: the method and its compared variants, local fits too."""
+        methods = 1 + len(self.evaluation.variants)
+        each = {"cross_validation": 2, "leave_one_site_out": 2 * len(self.sites.invited), "holdout": 2}
+        return methods * each.get(self.evaluation.design, 1)
+
+    def settings_of(self, variant: str | None = None) -> dict[str, bool | int | float | str]:
+        """Settings of the method, or of a variant."""
+        return dict(self.method.settings if variant is None else self.variants[variant].settings)
+
+    @staticmethod
+    def text(value: Text, lang: str = "en") -> str:
+        """A text in a language, or in the one it was written in."""
+        return text_in(value, lang)
+
+
+def _columns_of(name: str, variable: Variable, coding: str) -> list[Column]:
+    if variable.type == "number":
+        low, high = variable.range or (0.0, 1.0)
+        return [Column(name, name, "number", None, low, high)]
+    levels = list(variable.codes or ())
+    dropped = {variable.reference or levels[0]} if coding == "reference" or variable.role == "arm" else set()
+    if variable.missing == "unknown":
+        levels.append("unknown")
+    return [Column(f"{name}={level}", name, "indicator", level, 0.0, 1.0) for level in levels if level not in dropped]
+
+
+def _contradictions(study: Study) -> list[str]:
+    """Everything that the parts of a study say against each other, as "key: sentence"."""
+    found = []
+    for role in ("outcome", "arm", "part"):
+        named = [name for name, variable in study.variables.items() if variable.role == role]
+        if len(named) > 1:
+            found.append(f"variables.{named[1]}.role: {' and '.join(named)} both have the role {role!r}; a study has one")
+    if not study.outcome:
+        found.append("variables: no variable has `role: outcome`; give one")
+        return found
+    outcome = study.variables[study.outcome]
+    if outcome.type == "code" and len(outcome.codes or ()) != 2:
+        found.append(f"variables.{study.outcome}.codes: an outcome of type code has two codes, the event and the other")
+    if outcome.missing != "drop":
+        found.append(f"variables.{study.outcome}.missing: an outcome can't be made up; its missing rule is `drop`")
+    if study.task.kind == "treatment_effect":
+        if study.arm is None:
+            found.append("task.kind: a treatment_effect needs a variable with `role: arm`")
+        if outcome.type != "code":
+            found.append(f"variables.{study.outcome}.type: a treatment_effect needs an outcome of type code")
+    if study.arm and study.variables[study.arm].type != "code":
+        found.append(f"variables.{study.arm}.type: an arm is of type code")
+    if study.task.kind == "risk_prediction" and not study.covariates:
+        found.append("variables: a risk_prediction needs at least one variable with `role: covariate`")
+    for index, rule in enumerate(study.cohort.include):
+        where = f"cohort.include.{index}"
+        variable = study.variables.get(rule.variable)
+        if variable is None:
+            found.append(f"{where}.variable: there is no variable {rule.variable!r}")
+        elif rule.is_one_of is not None:
+            unknown = [code for code in rule.is_one_of if code not in (variable.codes or {})]
+            if unknown:
+                found.append(f"{where}.is_one_of: {unknown[0]!r} is not a code of {rule.variable!r}")
+        elif variable.type != "number":
+            found.append(f"{where}: at_least and at_most need a number; {rule.variable!r} is of type {variable.type}")
+    if study.parts.kind == "variable":
+        part = study.variables.get(study.parts.variable or "")
+        if part is None or part.role != "part":
+            found.append(f"parts.variable: {study.parts.variable!r} is no variable with `role: part`")
+        elif not {"train", "test"} <= set(part.codes or ()) <= {"train", "valid", "test"}:
+            found.append(f"variables.{study.parts.variable}.codes: a part variable has the codes train, test (and valid)")
+    found += [f"evaluation.variants: there is no variant {v!r}" for v in study.evaluation.variants if v not in study.variants]
+    design = study.evaluation.design
+    if design == "cross_validation" and study.parts.kind != "folds":
+        found.append("evaluation.design: cross_validation needs `parts: {kind: folds, folds: N}`")
+    if design == "holdout" and study.parts.kind not in ("variable", "fractions"):
+        found.append("evaluation.design: holdout needs parts with a test part (fractions, or a variable)")
+    if design == "holdout" and study.parts.kind == "fractions" and not study.parts.test:
+        found.append("parts.test: holdout needs a test part above 0")
+    if design == "leave_one_site_out" and len(study.sites.invited) < 3:
+        found.append("evaluation.design: leave_one_site_out needs at least 3 invited sites")
+    if len(set(study.sites.invited)) < len(study.sites.invited):
+        found.append("sites.invited: a site is named twice")
+    if study.sites.minimum > len(study.sites.invited):
+        found.append(f"sites.minimum: {study.sites.minimum} sites are needed but only {len(study.sites.invited)} are invited")
+    return found
+
+
+__all__ = ["Code", "Study", "Variable"]
