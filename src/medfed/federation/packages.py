@@ -50,10 +50,24 @@ def _distributions() -> Mapping[str, list[str]]:
 
 
 @lru_cache(maxsize=256)
+def distributions_of(root: str) -> tuple[str, ...]:
+    """The installed distributions that hold a top-level package.
+
+    An editable installation lists no files; it is found by its own name ("medfed_median" -> "medfed-median").
+    """
+    found = list(_distributions().get(root, []))
+    if not found:
+        try:
+            found = [importlib.metadata.distribution(root.replace("_", "-")).name]
+        except importlib.metadata.PackageNotFoundError:
+            return ()
+    return tuple(found)
+
+
 def distribution_of(module: str) -> str:
     """The installed distribution that holds a module ("medfed.methods.newton" -> "medfed")."""
     root = module.split(".")[0]
-    return _distributions().get(root, [root])[0]
+    return (distributions_of(root) or (root,))[0]
 
 
 def step_name(step: Step) -> str:
@@ -66,7 +80,7 @@ def installed_package(distribution: str, dotted: str) -> Package:
     root = dotted.split(".")[0]
     found = importlib.util.find_spec(root)
     places = list(found.submodule_search_locations or []) if found else []
-    if not places or distribution not in _distributions().get(root, []):
+    if not places or distribution not in distributions_of(root):
         raise PolicyViolation(
             f"package {distribution!r} (module {root!r}) is not installed here; the site installs it first, with pip"
         )
@@ -85,7 +99,7 @@ def _resolve(name: str) -> Any:
     if not distribution or not module_name:
         raise PolicyViolation(f"{name!r} is not of the form distribution:package.module.name")
     root = module_name.split(".")[0]
-    if distribution not in _distributions().get(root, []):
+    if distribution not in distributions_of(root):
         raise PolicyViolation(f"{name!r}: package {distribution!r} is not installed at this site, or does not hold {root!r}")
     try:
         return getattr(importlib.import_module(module_name), attribute)

@@ -1,0 +1,101 @@
+"""Runs one study in a process that kills itself (SIGKILL) before a chosen database statement or exchange.
+
+usage: kill_worker.py FOLDER METHOD LATE KILL_AT; METHOD newton | scaffold; LATE no | drawn; KILL_AT 0 = never.
+The statements of both stores are counted through SQLite's own trace, so a kill falls between any two of them,
+the sealing transaction's included; no product code knows of it.
+"""
+
+import os
+import random
+import signal
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from consortium import GENEROUS, fixed_keys, synthetic_study, synthetic_tables
+from medfed.canonical import pack
+from medfed.engines.what_if import what_if
+from medfed.errors import FederationError
+from medfed.federation.call import Failure
+from medfed.federation.packages import find_method
+from medfed.federation.policy import Policy
+from medfed.federation.runner import Runner
+
+SITES = [f"s{i}" for i in range(6)]
+ROWS = [64, 41, 23, 57, 30, 16]
+COST = 0.25
+
+
+class Points:
+    """Counts points; kills the process at one of them."""
+
+    def __init__(self, kill_at: int, log: Path) -> None:
+        self.count, self.kill_at, self.names = 0, kill_at, {}
+        self.log = log
+
+    def reach(self, name: str) -> None:
+        self.count += 1
+        self.names[name] = self.names.get(name, 0) + 1
+        if self.count == self.kill_at:
+            self.log.write_text(name)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def statement(self, sql: str) -> None:
+        self.reach(" ".join(sql.split()[:3]))
+
+
+class LateSites:
+    """A fault proxy: a quarter of the answers of the first rounds are sealed and never arrive. Drawn anew after a restart."""
+
+    def __init__(self, engine, mode: str, points: Points) -> None:
+        self.engine, self.mode, self.points = engine, mode, points
+        self.sites, self.protections = engine.sites, engine.protections
+        self.random = random.Random() if mode == "drawn" else None
+
+    def exchange(self, call, own, deadline=None):
+        self.points.reach("exchange")
+        for site, answer in self.engine.exchange(call, own, deadline):
+            self.points.reach("answer")
+            if self.random is not None and call.phase == "answer" and call.round <= 8 and self.random.random() < 0.25:
+                answer = Failure("late", "the answer did not come before the deadline")
+            yield site, answer
+
+
+def study_of(method: str):
+    use = {"newton": "medfed:medfed.methods.newton.Newton", "scaffold": "medfed:medfed.methods.scaffold.Scaffold"}[method]
+    settings = {"newton": {"tolerance": 1e-9}, "scaffold": {"rounds": 12, "participation": 0.7, "batch": 8, "rate": 0.2}}[method]
+    return synthetic_study(SITES, method={"use": use, "settings": settings})
+
+
+def main(folder: Path, method_name: str, late: str, kill_at: int) -> None:
+    points = Points(kill_at, folder / "killed_at")
+    study = study_of(method_name)
+    method = find_method(study)
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    engine, public = what_if(
+        folder / "sites", synthetic_tables(study, ROWS), study, [method],
+        policy=Policy(values_per_patient=GENEROUS, minimum_cell=1, budget=1e6), keys=fixed_keys(SITES),
+        durability="process", clock=lambda: start, cost=lambda step, call: COST,
+    )  # fmt: skip
+    engine.doors[0].store.db.set_trace_callback(points.statement)
+    proxy = LateSites(engine, late, points)
+    while True:
+        runner = Runner(folder / "coordinator", proxy, study, durability="process", public_keys=public, clock=lambda: start)
+        runner.store.db.set_trace_callback(points.statement)
+        try:
+            result = runner.execute(method)
+            break
+        except FederationError as problem:  # nobody answered in time: the same question is asked again
+            if "sites answered" not in str(problem):
+                raise
+        finally:
+            runner.store.db.set_trace_callback(None)
+            runner.close()
+    (folder / "result").write_bytes(pack(result))
+    (folder / "points").write_text(f"{points.count}\n" + "\n".join(f"{n}\t{c}" for n, c in sorted(points.names.items())))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]))

@@ -1,0 +1,131 @@
+"""kill -9 at seeded points: final bytes and charges are those of an undisturbed run, nothing is counted twice."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kill_worker import COST
+from medfed.canonical import unpack
+from medfed.federation.ledger import verify_ledger
+from medfed.federation.runner import status_of
+
+WORKER = Path(__file__).parent / "kill_worker.py"
+
+
+def start(folder: Path, method: str, late: str, kill_at: int) -> int:
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    process = subprocess.run(
+        [sys.executable, str(WORKER), str(folder), method, late, str(kill_at)], env=environment, capture_output=True
+    )
+    if process.returncode not in (0, -signal.SIGKILL):
+        raise AssertionError(process.stderr.decode()[-2000:])
+    return process.returncode
+
+
+def facts(folder: Path) -> dict:
+    """What must not differ: result bytes, ledgers row for row, what is kept."""
+    db = sqlite3.connect(folder / "sites" / "sites.db")
+    ledger = db.execute(
+        "select l.site, l.number, l.kind, c.key, l.digest, l.payload, l.charge, l.spent, l.hash"
+        " from ledger l left join call c on c.id=l.call order by l.site, l.number"
+    ).fetchall()
+    return {"result": (folder / "result").read_bytes(), "ledger": ledger}
+
+
+def check_charges(folder: Path) -> None:
+    """No key sealed twice, every release charged once, every chain whole."""
+    db = sqlite3.connect(folder / "sites" / "sites.db")
+    keys = db.execute("select site, call from ledger where kind='release'").fetchall()
+    assert len(keys) == len(set(keys))
+    for site, spent, count in db.execute(
+        "select site, max(spent), sum(kind='release') from ledger group by site"
+    ).fetchall():
+        assert spent == COST * count
+        verify_ledger(db, site)
+
+
+def check_control(folder: Path) -> None:
+    """SCAFFOLD's sum of controls is exactly the sum of what the counted sites keep."""
+    result = unpack((folder / "result").read_bytes())
+    runner = sqlite3.connect(folder / "coordinator" / "runner.db")
+    counted = json.loads(runner.execute("select counted from checkpoint where path='main'").fetchone()[0])["control"]
+    db = sqlite3.connect(folder / "sites" / "sites.db")
+    total = np.zeros_like(result["control_sum"])
+    for site, key in sorted(counted.items()):
+        (data,) = db.execute(
+            "select bytes from keep where site=? and slot='control' and call=(select id from call where key=?)", (site, key)
+        ).fetchone()
+        total = total + unpack(data)["control"]
+    assert (total == result["control_sum"]).all()
+    assert np.abs(total).max() > 0
+
+
+def check_status(folder: Path) -> None:
+    """What ``medfed status`` says of a dead runner is true: interrupted, after the rounds that are checkpointed."""
+    if not (folder / "coordinator" / "runner.db").exists():
+        return
+    db = sqlite3.connect(folder / "coordinator" / "runner.db")
+    if not db.execute("select 1 from sqlite_master where name='head'").fetchone():
+        return
+    statuses = status_of(folder / "coordinator")
+    rows = db.execute("select run, state from run").fetchall()
+    assert [s.run for s in statuses] == [run for run, _ in rows]
+    for status, (run, state) in zip(statuses, rows, strict=True):
+        saved = db.execute("select round from checkpoint where path=?", (run,)).fetchone()
+        assert status.rounds_finished == (saved[0] if saved else 0)
+        assert status.state == ("interrupted" if state == "running" else state)
+        assert status.waiting == ()
+
+
+def kill_run(tmp_path: Path, method: str, late: str, kills: int, seed: int) -> tuple[int, dict]:
+    quiet = tmp_path / "quiet"
+    start(quiet, method, "no", 0)
+    points = int((quiet / "points").read_text().split("\n")[0])
+    wanted = facts(quiet)
+    check_charges(quiet)
+    rng = random.Random(seed)
+    done, where = 0, {}
+    while done < kills:
+        folder = tmp_path / f"run{done}"
+        # Every restart is killed again, a little later each time, so that the run goes on through several deaths.
+        for _ in range(6):
+            code = start(folder, method, late, rng.randint(1, max(points // 3, 2)))
+            if code == 0:
+                break
+            done += 1
+            name = (folder / "killed_at").read_text()
+            where[name] = where.get(name, 0) + 1
+            check_status(folder)
+        if not (folder / "result").exists():
+            assert start(folder, method, late, 0) == 0
+        check_charges(folder)
+        if late == "no":
+            assert facts(folder) == wanted
+        if method == "scaffold":
+            check_control(folder)
+        shutil.rmtree(folder)
+    return done, where
+
+
+@pytest.mark.parametrize("method", ["newton", "scaffold"])
+def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path: Path, method: str) -> None:
+    done, _ = kill_run(tmp_path, method, "no", 6, seed=1)
+    assert done >= 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("late", ["no", "drawn"])
+@pytest.mark.parametrize("method", ["newton", "scaffold"])
+def test_fifty_kills(tmp_path: Path, method: str, late: str) -> None:
+    done, where = kill_run(tmp_path, method, late, 50, seed=11)
+    assert done >= 50
+    assert any("ledger" in name or "begin" in name or "call(" in name for name in where)
