@@ -81,6 +81,7 @@ class Doors:
         self._approvals: dict[str, Approval | str] = {}
         self._approvals_at: int | None = None
         self._verdicts: dict[tuple[str, str, str, bool], str | None] = {}
+        self._passed: dict[tuple[str, str, str, tuple[str, ...], str], set[str]] = {}
         self._rows_judged: dict[tuple[str, str, str], str | None] = {}
         self._packages: dict[tuple[str, str], Package] = {}
         self._memos = {site: Memo() for site in sites}
@@ -108,14 +109,22 @@ class Doors:
         names: list[str] = []
         today = now.date().isoformat()
         cost = self.cost(step, call)
+        # A site that passed every rule for this kind of call passes again, unless its approvals or the day changed.
+        passed = self._passed.setdefault((call.run.partition("/")[0], call.step, call.part, call.roster, today), set())
+        every_call = cost or self._opens_model(call, step)
         for site, mine in own.items():
             if site in out:
                 continue
-            reason = self._refuses(site, call, step, mine, sizes, today, cost)
-            if reason is None:
+            if site in passed and not mine.each and not every_call:
                 names.append(site)
-            else:
+                continue
+            reason = self._refuses(site, call, step, mine, sizes, today, cost)
+            if reason is not None:
                 out[site] = Failure("refused", reason)
+                continue
+            names.append(site)
+            if not self.sites[site].policy.input_limits:
+                passed.add(site)
         if not names:
             return out
         names, release, keep, local, effective, failed = self._run(call, step, sizes, names, own)
@@ -414,6 +423,7 @@ class Doors:
             self._approvals = approvals_for(self.store.db, self.study.hash, self._keys)
             self._approvals_at = version
             self._verdicts.clear()
+            self._passed.clear()
 
     def _digest(self, call: Call, own: Own) -> str:
         if own.kept is None and not own.each:

@@ -208,7 +208,11 @@ def check_release(
 def _holds_row(values: NDArray[np.float64], row_bytes: Sequence[frozenset[bytes]]) -> NDArray[np.bool_]:
     rows = np.ascontiguousarray(values.reshape(len(values), -1, values.shape[-1]))
     return np.array(
-        [any(row.tobytes() in watched for row in own) for own, watched in zip(rows, row_bytes, strict=True)], dtype=bool
+        [
+            bool(watched) and any(row.tobytes() in watched for row in own)
+            for own, watched in zip(rows, row_bytes, strict=True)
+        ],
+        dtype=bool,
     )
 
 

@@ -69,9 +69,8 @@ def open_store(path: Path, durability: Durability) -> sqlite3.Connection:
 
 
 def row_hash(previous: str, *words: str | int | float) -> str:
-    """The hash that chains a row to the one before it."""
-    text = "\x1f".join([previous, *(repr(word) if isinstance(word, float) else str(word) for word in words)])
-    return hashlib.sha256(text.encode()).hexdigest()
+    """The hash that chains a row to the one before it. Floats are written so that they read back the same."""
+    return hashlib.sha256("\x1f".join((previous, *map(str, words))).encode()).hexdigest()
 
 
 def heads_of(db: sqlite3.Connection) -> dict[str, Head]:

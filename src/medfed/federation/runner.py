@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +28,6 @@ class Progress:
     round: int
     step: str = ""
     site: str = ""
-    waiting: tuple[str, ...] = ()
     failure: Failure | None = None
 
 
@@ -46,13 +45,13 @@ class _Run:
     settled: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def exchange(self, call: Call, own: Mapping[str, Own]) -> Iterator[tuple[str, Answer | Failure]]:
-        waiting = dict.fromkeys(own)
-        self.runner.tell(Progress("asked", call.run, call.round, call.step, waiting=tuple(waiting)))
-        for site, answer in self.runner.engine.exchange(call, own, None):
-            waiting.pop(site, None)
+        runner = self.runner
+        runner.status.begin(call.run, call.round, call.step, call.roster)
+        runner.tell("asked", call.run, call.round, call.step)
+        for site, answer in runner.engine.exchange(call, own, None):
+            runner.status.answered(site)
+            runner.tell("answered", call.run, call.round, call.step, site, answer)
             yield site, answer
-            failure = answer if isinstance(answer, Failure) else None
-            self.runner.tell(Progress("answered", call.run, call.round, call.step, site, tuple(waiting), failure))
 
     def journaled(self, key: str) -> tuple[str, Mapping[str, Any]] | None:
         return self.runner.store.journaled(key)
@@ -90,15 +89,18 @@ class Runner:
         self.public_keys = dict(public_keys or {})
         self.clock = clock
         self.store = RunnerStore(folder, durability)
-        self._status = _StatusFile(folder)
+        self.status = _StatusFile(folder)
 
     def close(self) -> None:
         self.store.close()
 
-    def tell(self, progress: Progress) -> None:
-        self._status.note(progress)
+    def tell(
+        self, kind: str, path: str, round_: int, step: str = "", site: str = "", answer: Answer | Failure | None = None
+    ) -> None:
+        """Tell the listener, if there is one."""
         if self.listener is not None:
-            self.listener(progress)
+            failure = answer if isinstance(answer, Failure) else None
+            self.listener(Progress(kind, path, round_, step, site, failure))
 
     def execute(self, method: Method, run: str = "main") -> Mapping[str, Any]:
         """Run a method to its end (or go on with it) and return its result.
@@ -114,11 +116,11 @@ class Runner:
             result = self.advance_to_end(method, run, replace_run=federation, counted={})
         except MedfedError as problem:
             self.store.end_run(run, "stopped", str(problem), self.clock().isoformat(timespec="seconds"))
-            self._status.clear()
+            self.status.clear()
             raise
         self._take_heads()
         self.store.end_run(run, "finished", "", self.clock().isoformat(timespec="seconds"), result)
-        self._status.clear()
+        self.status.clear()
         return result
 
     def abandon(self, run: str = "main") -> None:
@@ -149,7 +151,8 @@ class Runner:
             round_ += 1
             run.ordinals.clear()
             run.settled = {slot: dict(calls) for slot, calls in run.counted.items()}
-            self.tell(Progress("round", path, round_))
+            self.status.begin(path, round_)
+            self.tell("round", path, round_)
             federation = dataclasses.replace(replace_run, run=run, round=round_)
             data = pack(method.advance(federation, state))
             self.store.write_checkpoint(path, round_, run.counted, data)
@@ -168,6 +171,8 @@ class Runner:
         if not sites:
             return
         call = Call(self.study.hash, "", 0, "", 0, "all", tuple(sites), {}, phase="head")
+        before = self.store.heads()
+        fresh: list[tuple[SignedHead, str]] = []
         for site, answer in self.engine.exchange(call, dict.fromkeys(sites, Own()), None):
             if isinstance(answer, Failure):
                 continue
@@ -177,13 +182,15 @@ class Runner:
                 continue
             if not is_head_signed(head, self.public_keys[site]):
                 raise FederationError(f"site {site!r}: the ledger head is not signed with the site's key; ask the site")
-            known = self.store.heads().get(site)
+            known = before.get(site)
             if known and (head.number < known[0].number or (head.number == known[0].number and head.hash != known[0].hash)):
                 raise FederationError(
                     f"site {site!r}: its ledger ends at row {head.number}, but it once signed row {known[0].number}; "
                     "rows were cut off or replaced. Ask the site to restore its ledger"
                 )
-            self.store.write_head(head, self.public_keys[site])
+            fresh.append((head, self.public_keys[site]))
+        if fresh:
+            self.store.write_heads(fresh)
 
 
 def _restored(kind: type, tree: Mapping[str, Any]) -> Any:
@@ -191,26 +198,46 @@ def _restored(kind: type, tree: Mapping[str, Any]) -> Any:
 
 
 class _StatusFile:
-    """What the runner is doing, in a small file that is rewritten in place; true only while the lock is held."""
+    """What the runner is doing, in a small file rewritten in place; true only while the lock is held.
+
+    One line of JSON, then one character for each site asked: "." while it is waited for, "+" once it has answered
+    (one byte written, so that an answer costs a microsecond).
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / "now.json"
+        self.path = folder / "now"
         self._handle: int | None = None
+        self._where: dict[str, int] = {}
 
-    def note(self, progress: Progress) -> None:
+    def begin(self, path: str, round_: int, step: str = "", sites: Sequence[str] = ()) -> None:
         if self._handle is None:
             self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
-        text = json.dumps(
-            {"path": progress.path, "round": progress.round, "step": progress.step, "waiting": progress.waiting}
-        )
-        # One write of a fixed, generous width: a reader sees the old line or the new one.
-        os.pwrite(self._handle, text.ljust(4096).encode() if len(text) < 4096 else text.encode(), 0)
+        head = json.dumps({"path": path, "round": round_, "step": step, "sites": list(sites)}) + "\n"
+        data = (head + "." * len(sites)).encode()
+        os.pwrite(self._handle, data, 0)
+        os.ftruncate(self._handle, len(data))
+        start = len(data) - len(sites)
+        self._where = {site: start + index for index, site in enumerate(sites)}
+
+    def answered(self, site: str) -> None:
+        if self._handle is not None and site in self._where:
+            os.pwrite(self._handle, b"+", self._where[site])
 
     def clear(self) -> None:
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
         self.path.unlink(missing_ok=True)
+
+
+def _read_status(folder: Path) -> dict[str, Any]:
+    try:
+        head, _, marks = (folder / "now").read_text().partition("\n")
+        now: dict[str, Any] = json.loads(head)
+    except (OSError, ValueError):
+        return {}
+    now["waiting"] = [site for site, mark in zip(now["sites"], marks, strict=False) if mark == "."]
+    return now
 
 
 @dataclass(frozen=True)
@@ -234,12 +261,7 @@ def status_of(folder: Path) -> list[RunStatus]:
     store = RunnerStore(folder, read_only=True)
     try:
         alive = is_locked(folder)
-        now: dict[str, Any] = {}
-        if alive and (folder / "now.json").exists():
-            try:
-                now = json.loads((folder / "now.json").read_text())
-            except ValueError:
-                now = {}
+        now = _read_status(folder) if alive else {}
         statuses = []
         for row in store.runs():
             saved = store.checkpoint(row["run"])

@@ -34,6 +34,7 @@ class SiteStore:
         self._recorded: set[tuple[str, str]] = set()
         self._opened: dict[tuple[str, str], set[str]] = {}
         self._pruned: dict[str, int] = {}
+        self._call_ids: dict[str, int] = {}
 
     def version(self) -> int:
         """Changes when another process writes to the store (an approval, a revocation)."""
@@ -68,6 +69,16 @@ class SiteStore:
                 )
             tree = self._kept[site, slot, call] = unpack(self.blobs.read(*row))
         return tree
+
+    def _call_id(self, key: str | None) -> int:
+        if key is None:
+            return -1
+        if key not in self._call_ids:
+            if len(self._call_ids) > 4096:
+                self._call_ids.clear()
+            row = self.db.execute("select id from call where key=?", (key,)).fetchone()
+            self._call_ids[key] = int(row[0]) if row else -1
+        return self._call_ids[key]
 
     def cohorts(self, site: str, view: View) -> Sequence[NDArray[np.uint64]]:
         """Row sets (sorted pseudonyms) that this site has answered about, other than the view's own."""
@@ -153,9 +164,11 @@ class SiteStore:
                     [(site, slot, call.run, number, *placed[site]) for site in sealed],
                 )
                 db.executemany(
-                    "delete from keep where site=? and slot=? and run=? and call<>? and call not in"
-                    " (select id from call where key in (?,?))",
-                    [(s, slot, call.run, number, own[s].kept or "", own[s].settled or "") for s in sealed],
+                    "delete from keep where site=? and slot=? and run=? and call not in (?,?,?)",
+                    [
+                        (s, slot, call.run, number, self._call_id(own[s].kept), self._call_id(own[s].settled))
+                        for s in sealed
+                    ],
                 )
             self._record(call, sealed, local, names, number, cohorts, new_cohorts, opened)
             self._prune(call)

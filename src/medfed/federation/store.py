@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ create table if not exists run(
   run text primary key, study text, text text, state text, reason text, started text, ended text, result blob) without rowid;
 create table if not exists journal(call text primary key, run text, round integer, question text, outcome blob) without rowid;
 create table if not exists checkpoint(path text primary key, round integer, counted text, state blob) without rowid;
-create table if not exists head(site text, number integer, hash text, signature text, public text, primary key(site, number))
+create table if not exists head(site text, number integer, hash text, signature text, public text, primary key(site))
   without rowid;
 """
 
@@ -137,17 +137,21 @@ class RunnerStore:
 
     # -- heads -----------------------------------------------------------------------------------------------------
 
-    def write_head(self, head: SignedHead, public: str) -> None:
-        self._write(
-            "insert or replace into head values(?,?,?,?,?)", (head.site, head.number, head.hash, head.signature, public)
-        )
+    def write_heads(self, heads: Sequence[tuple[SignedHead, str]]) -> None:
+        """Keep signed heads, each with the public key it was checked with; one commit for all."""
+        rows = [(head.site, head.number, head.hash, head.signature, public) for head, public in heads]
+        try:
+            self.db.execute("begin")
+            self.db.executemany("insert or replace into head values(?,?,?,?,?)", rows)
+            self.db.execute("commit")
+        except sqlite3.Error as problem:
+            if self.db.in_transaction:
+                self.db.execute("rollback")
+            raise FederationError(f"{self.path} can't be written ({problem}); free space, then `medfed resume`") from None
 
     def heads(self) -> dict[str, tuple[SignedHead, str]]:
         """The last signed head of every site, and the public key it was checked with."""
-        rows = self.db.execute(
-            "select site, number, hash, signature, public from head h where number ="
-            " (select max(number) from head where site=h.site)"
-        )
+        rows = self.db.execute("select site, number, hash, signature, public from head")
         return {site: (SignedHead(site, int(number), hash_, sig), public) for site, number, hash_, sig, public in rows}
 
 
