@@ -278,6 +278,8 @@ class Doors:
         for index, name in enumerate(names):
             site = Site(
                 self._view(name, call.part),
+                parts=self._declared_parts(name, step),
+                variant=call.variant,
                 study=self.study,
                 settings=settings,
                 sizes=sizes,
@@ -311,6 +313,14 @@ class Doors:
         if any(value is not None for value in stated):
             effective = np.array([np.inf if value is None else float(value) for value in stated])
         return good, release, keep, [out.local for out in outs], effective, failed
+
+    def _declared_parts(self, site: str, step: Step) -> Callable[[str], View]:
+        def part(name: str) -> View:
+            if name.partition(":")[0] not in step.reads:
+                raise PolicyViolation(f"the step may not read the part {name!r}")
+            return self._view(site, name)
+
+        return part
 
     def _run_stacked(
         self, call: Call, step: Step, sizes: Mapping[str, Any], names: list[str], kept: list[Mapping[str, Any]] | None

@@ -81,7 +81,7 @@ class Here:
 
     def _run(self, step: Step, inputs: Mapping[str, Any]) -> dict[str, NDArray[np.float64]]:
         part = self.part or step.reads[0]
-        if self.fold_number is not None:
+        if self.fold_number is not None and part != "all":
             part = f"{part}:{self.fold_number}"
         view = self.views(part)
         arrays = {name: np.asarray(value) for name, value in inputs.items()}
@@ -94,6 +94,8 @@ class Here:
         seed = seed_of(self.study.seed, "here", self._calls[0])
         site = Site(
             view,
+            parts=self.views,
+            variant=self.variant,
             study=self.study,
             settings=settings_of(self.study, self.variant),
             sizes=sizes,

@@ -62,12 +62,25 @@ class Memo:
 class Site:
     """One site, as a step sees it: no clock, file, socket or ledger."""
 
-    __slots__ = ("_memo", "_seed", "call_seed", "kept", "minimum_cell", "settings", "sizes", "study", "table")
+    __slots__ = (
+        "_memo",
+        "_parts",
+        "_seed",
+        "call_seed",
+        "kept",
+        "minimum_cell",
+        "settings",
+        "sizes",
+        "study",
+        "table",
+        "variant",
+    )
 
     def __init__(
         self,
         table: View,
         *,
+        parts: Callable[[str], View],
         study: Study,
         settings: Mapping[str, Any],
         sizes: Mapping[str, Any],
@@ -76,8 +89,11 @@ class Site:
         seed: int,
         call_seed: int,
         memo: Memo,
+        variant: str | None = None,
     ) -> None:
         self.table = table
+        self.variant = variant
+        self._parts = parts
         self.study = study
         self.settings = settings
         self.sizes = sizes
@@ -91,6 +107,10 @@ class Site:
     def rng(self) -> np.random.Generator:
         """A generator from study seed, call and site: the same at every restart."""
         return np.random.Generator(np.random.Philox(key=self._seed))
+
+    def part(self, name: str) -> View:
+        """The rows of another part that the step declares ("train:2" where it reads train)."""
+        return self._parts(name)
 
     def blocks(self, size: int, epochs: int) -> Iterator[slice]:
         """Row slices of ``epochs`` passes in mini-batches of ``size``; the order of blocks is drawn per call."""
