@@ -45,7 +45,7 @@ def pooled_answer(study: Study, hospitals: Mapping[str, Rows]) -> dict[str, Any]
     names = [column.name for column in study.design.columns]
     coefficients, errors = _logit(features, outcome)
     treated = next(i for i, column in enumerate(study.design.columns) if column.variable == study.arm)
-    levels = list(study.variables[str(study.arm)].codes)
+    levels = list(study.variables[str(study.arm)].codes or ())
     return {
         **_risks(outcome, arm, levels),
         "coefficients": dict(zip(names, coefficients.tolist(), strict=True)),
