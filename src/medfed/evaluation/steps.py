@@ -23,9 +23,9 @@ FloatArray = NDArray[np.float64]
 
 CURVE_GROUPS = 10
 _TAKES = {
-    "models": Input("folds,p", limit=50),
-    "centres": Input("folds,p", limit=1e9),
-    "scales": Input("folds,p", limit=1e9),
+    "models": Input("folds,p", limit=50, model=True),
+    "centres": Input("folds,p", limit=1e9, model=True),
+    "scales": Input("folds,p", limit=1e9, model=True),
 }
 LARGEST_PREDICTOR = 30.0
 

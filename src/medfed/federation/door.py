@@ -111,7 +111,7 @@ class Doors:
         cost = self.cost(step, call)
         # A site that passed every rule for this kind of call passes again, unless its approvals or the day changed.
         passed = self._passed.setdefault((call.run.partition("/")[0], call.step, call.part, call.roster, today), set())
-        every_call = cost or self._opens_model(call, step)
+        every_call = cost or self._model_opened(call, step) is not None
         for site, mine in own.items():
             if site in out:
                 continue
@@ -136,12 +136,12 @@ class Doors:
         if not names:
             return out
         blobs = pack_rows(coded)
-        question = f"{call.study}|{call.step}|{call.part}" if self._opens_model(call, step) else None
+        opened = self._model_opened(call, step)
         over = self.store.seal(
             call, step, names, digests=digests, blobs=blobs, keep=keep, local=local, own=own, cost=cost, amount=amount,
             at=now.isoformat(timespec="seconds"), budgets={site: self.sites[site].policy.budget for site in names},
             cohorts={site: self._view(site, call.part) for site in names},
-            opened=(question, call.inputs_digest) if question else None,
+            opened=opened,
         )  # fmt: skip
         for index, site in enumerate(names):
             if site in over:
@@ -198,10 +198,9 @@ class Doors:
             self._rows_judged[rows] = self._judge_rows(site, call)
         if reason := self._rows_judged[rows]:
             return reason
-        if self._opens_model(call, step):
-            question = f"{call.study}|{call.step}|{call.part}"
-            seen = self.store.models_opened(site, question)
-            if call.inputs_digest not in seen and len(seen) >= self.study.test_models:
+        if opened := self._model_opened(call, step):
+            seen = self.store.models_opened(site, opened[0])
+            if opened[1] not in seen and len(seen) >= self.study.test_models:
                 return TOO_MANY_MODELS
         return None
 
@@ -237,10 +236,17 @@ class Doors:
             access.table.on("all"), view, self.study, access.policy, call.protection, self.store.cohorts(site, view)
         )
 
-    def _opens_model(self, call: Call, step: Step) -> bool:
-        """Whether the ledger counts this question: it opens test rows, or shows counts that depend on its inputs."""
+    def _model_opened(self, call: Call, step: Step) -> tuple[str, str] | None:
+        """(question, digest of the model) where the ledger counts models, else None.
+
+        Counted are questions about test rows, and counts that depend on inputs: many of them, over models that differ
+        a little, would show single patients.
+        """
+        model = {name: call.inputs[name] for name, declared in step.takes.items() if declared.model}
         counts = any(isinstance(kind, Count) for kind in step.releases.values())
-        return bool(step.takes) and (counts or call.part.partition(":")[0] == "test")
+        if not (model and call.part.partition(":")[0] == "test") and not (counts and step.takes):
+            return None
+        return f"{call.study}|{call.step}|{call.part}", digest(pack(model)) if model else call.inputs_digest
 
     # -- running ---------------------------------------------------------------------------------------------------
 

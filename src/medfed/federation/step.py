@@ -22,10 +22,14 @@ Sizes = Mapping[str, Size]
 
 @dataclass(frozen=True)
 class Input:
-    """One input of a call: its shape in the study's sizes and the largest absolute value a site accepts."""
+    """One input of a call: its shape in the study's sizes and the largest absolute value a site accepts.
+
+    model: whether it is part of the model that is judged; a site counts how many models are opened on test rows.
+    """
 
     shape: str
     limit: float
+    model: bool = False
 
 
 @dataclass(frozen=True)
