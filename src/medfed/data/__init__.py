@@ -1,0 +1,1 @@
+"""From a site's sources to its study table. Ibis and DuckDB are used here and nowhere else."""

@@ -223,14 +223,15 @@ def cautious_difference(
 def within_site_auc(aucs: Sequence[Auc], *, level: float = 0.95) -> Estimate | None:
     """How well patients are ranked among those of their own site: pairs across sites are not compared.
 
-    Mean of the sites' AUCs weighted by pairs (events x non-events), sites independent. None without a site. It needs
-    no shared edges, so it can be shown where ``common_bins`` has fewer than 3; it doesn't see differences of risk
-    between sites, hence is not the AUC over all patients. Van Elteren 1960 weights pairs in this way.
+    Mean of the sites' AUCs weighted by events x non-events / (patients + 1) (van Elteren 1960: the best weights where
+    the score ranks by chance), sites independent. None without a site. It needs no shared edges, so it can be shown
+    where ``common_bins`` has fewer than 3; it doesn't see differences of risk between sites, hence is not the AUC
+    over all patients.
     """
     if not aucs:
         return None
-    pairs = np.array([float(auc.events) * auc.nonevents for auc in aucs])
-    weight = pairs / pairs.sum()
+    share = np.array([auc.events * auc.nonevents / (auc.events + auc.nonevents + 1.0) for auc in aucs])
+    weight = share / share.sum()
     value = float(weight @ np.array([auc.value for auc in aucs]))
     error = float(np.sqrt(weight**2 @ np.array([auc.standard_error for auc in aucs]) ** 2))
     m, n = float(sum(auc.events for auc in aucs)), float(sum(auc.nonevents for auc in aucs))
