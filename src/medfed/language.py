@@ -1,0 +1,212 @@
+"""What people read, in their language: English sentences in the code are the keys, a .po file holds the others.
+
+A sentence is written ``_("{site} keeps its rows").format(site=...)`` with ``_ = translator(lang)``. The catalogue is
+read as it stands, so nothing is compiled; ``python -m medfed.language update`` brings it in step with the code.
+Numbers are written here too, so that every page writes them alike.
+"""
+
+import ast
+import io
+import math
+import re
+import string
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+from babel.messages.catalog import Catalog
+from babel.messages.pofile import read_po, write_po
+
+from medfed.errors import MedfedError
+
+LANGUAGES = ("en", "zh")
+Translate = Callable[[str], str]
+
+_PACKAGE = Path(__file__).parent
+# Files whose public constants are sentences for people, kept apart from the place where they are translated.
+_CONSTANTS_IN = (
+    "engines/site_folders.py",
+    "evaluation/alarms.py",
+    "evaluation/drift.py",
+    "federation/door.py",
+    "federation/gate.py",
+)
+_CONSTANT = re.compile(r"[A-Z][A-Z0-9_]*")
+_NOT_KNOWN = "–"
+
+
+@cache
+def translator(lang: str) -> Translate:
+    """The function that turns an English sentence into ``lang``; a sentence without translation stays English.
+
+    Raises MedfedError for a language that medfed does not speak.
+    """
+    if lang not in LANGUAGES:
+        raise MedfedError(f"there is no language {lang!r}; choose {' or '.join(LANGUAGES)}")
+    if lang == "en":
+        return str
+    texts = {str(message.id): str(message.string) for message in read_catalog(lang) if message.id and message.string}
+    return lambda text: texts.get(text, text)
+
+
+def catalogue_path(lang: str) -> Path:
+    """Where a language's .po file lies."""
+    return _PACKAGE / "locale" / lang / "LC_MESSAGES" / "medfed.po"
+
+
+def read_catalog(lang: str) -> Catalog:
+    """The catalogue of a language, empty where there is no file yet. Raises MedfedError where it can't be read."""
+    path = catalogue_path(lang)
+    if not path.exists():
+        return Catalog(locale=lang)
+    try:
+        return read_po(io.BytesIO(path.read_bytes()), locale=lang, abort_invalid=True)
+    except Exception as problem:  # Babel raises its own, Unicode and value errors
+        raise MedfedError(f"{path}: the translations can't be read ({problem}); mend the file") from None
+
+
+def messages(package: Path = _PACKAGE) -> dict[str, tuple[str, ...]]:
+    """Every sentence to translate -> the files it stands in, in the order of files and lines.
+
+    Found are ``_("...")`` in Python and Jinja templates, the constants of the files that keep sentences apart, and
+    the first line of every step's docstring, which tells a site what leaves it.
+    """
+    found: dict[str, list[str]] = {}
+    for path in sorted([*package.rglob("*.py"), *package.rglob("templates/*.html")]):
+        name = path.relative_to(package).as_posix()
+        source = path.read_text(encoding="utf-8")
+        read = _of_python(source, name) if path.suffix == ".py" else _of_template(source)
+        for text in read:
+            places = found.setdefault(text, [])
+            if name not in places:
+                places.append(name)
+    return {text: tuple(places) for text, places in found.items()}
+
+
+def _of_python(source: str, name: str) -> Iterator[str]:
+    tree = ast.parse(source, name)
+    if name in _CONSTANTS_IN:
+        for node in tree.body:
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+                target, value = node.targets[0], node.value.value
+                sentence = isinstance(value, str) and " " in value
+                if sentence and isinstance(target, ast.Name) and _CONSTANT.fullmatch(target.id):
+                    yield str(value)
+    for call in ast.walk(tree):
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "_":
+            argument = call.args[0] if call.args else None
+            if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+                yield argument.value
+            elif isinstance(argument, ast.JoinedStr):
+                raise MedfedError(f"{name}, line {call.lineno}: an f-string can't be translated; use .format after _()")
+        elif isinstance(call, ast.FunctionDef) and any(_is_step(word) for word in call.decorator_list):
+            yield meaning_of(ast.get_docstring(call))
+
+
+def _is_step(decorator: ast.expr) -> bool:
+    return isinstance(decorator, ast.Call) and isinstance(decorator.func, ast.Name) and decorator.func.id == "step"
+
+
+def meaning_of(docstring: str | None) -> str:
+    """First sentence of a step's docstring: what people are told that the step does."""
+    return (docstring or "").strip().split("\n")[0]
+
+
+def _of_template(source: str) -> Iterator[str]:
+    from jinja2.ext import babel_extract
+
+    for _line, _function, text, _comments in babel_extract(io.BytesIO(source.encode()), ["_"], [], {"silent": "false"}):
+        yield str(text)
+
+
+def problems(lang: str) -> list[str]:
+    """What is wrong with a catalogue: sentences missing, empty, unsure, or with other placeholders than the English."""
+    catalog, found = read_catalog(lang), []
+    for text, places in messages().items():
+        message = catalog.get(text)
+        where = f"{text!r} ({', '.join(places)})"
+        if message is None or not message.string:
+            found.append(f"not translated: {where}")
+        elif message.fuzzy:
+            found.append(f"marked as fuzzy: {where}")
+        elif placeholders(text) != placeholders(str(message.string)):
+            found.append(f"other placeholders than in English: {where}")
+    return found
+
+
+def placeholders(text: str) -> set[str]:
+    """Names in braces that ``format`` fills, with their format; text that is no format string has none."""
+    try:
+        return {f"{name}:{spec}" for _, name, spec, _ in string.Formatter().parse(text) if name is not None}
+    except ValueError:
+        return set()
+
+
+def update(lang: str) -> tuple[int, int]:
+    """Bring a catalogue in step with the code: new sentences are added untranslated, unused ones go.
+
+    Returns how many sentences there are, and how many of them still need a translation.
+    """
+    before = read_catalog(lang)
+    after = Catalog(locale=lang, project="medfed", version="1", fuzzy=False, header_comment="# medfed")
+    waiting = 0
+    for text, places in messages().items():
+        known = before.get(text)
+        translated = str(known.string) if known is not None and known.string else ""
+        waiting += not translated
+        flags = {"fuzzy"} if known is not None and known.fuzzy else set()
+        after.add(text, translated, [(place, 0) for place in places], flags=flags)
+    buffer = io.BytesIO()
+    write_po(buffer, after, width=100, omit_header=False, include_lineno=False)
+    lines = [line for line in buffer.getvalue().decode().split("\n") if not _DATED.match(line)]
+    path = catalogue_path(lang)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".new").write_text("\n".join(lines), encoding="utf-8")
+    path.with_suffix(".new").replace(path)
+    return len(after), waiting
+
+
+# Headers that would change with the clock, Babel's version or the person, and say nothing.
+_DATED = re.compile(r'"(POT-Creation-Date|PO-Revision-Date|Last-Translator|Language-Team|Generated-By|Report-Msgid)')
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number with thousands separators and a real minus sign; a dash where there is none."""
+    if value is None or math.isnan(value):
+        return _NOT_KNOWN
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    text = f"{value:,.{digits}f}"
+    return text.lstrip("-") if float(text.replace(",", "")) == 0 else text.replace("-", "−")
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A share as percent: 0.173 -> 17.3%."""
+    return _NOT_KNOWN if value is None or math.isnan(value) else f"{number(100 * value, digits)}%"
+
+
+def byte_count(value: float) -> str:
+    """Bytes as people read them: 940 B, 12.4 kB, 3.1 MB (powers of 1,000)."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= size:
+            return f"{number(value / size, 1)} {unit}"
+    return f"{number(value, 0)} B"
+
+
+def _main(arguments: list[str]) -> int:
+    if arguments not in (["update"], ["check"]):
+        print("use: python -m medfed.language update|check", file=sys.stderr)
+        return 2
+    complaints = []
+    for lang in LANGUAGES[1:]:
+        if arguments == ["update"]:
+            count, waiting = update(lang)
+            print(f"{lang}: {count} sentences, {waiting} to translate in {catalogue_path(lang)}")
+        complaints += [f"{lang}: {problem}" for problem in problems(lang)]
+    print("\n".join(complaints) or "every sentence is translated")
+    return 1 if complaints else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(_main(sys.argv[1:]))
