@@ -21,7 +21,7 @@ from medfed.data.fit_checks import check_codes, check_dates, check_numbers
 from medfed.data.quality import Quality, VariableQuality
 from medfed.data.site_folder import SiteFolder
 from medfed.data.sources import read_source
-from medfed.data.table import StudyTable
+from medfed.data.table import StudyTable, feature_column
 from medfed.errors import MappingError
 from medfed.study import Study
 
@@ -291,3 +291,51 @@ def _write(site: SiteFolder, study: Study, table: StudyTable, quality: Quality) 
             f"site {site.name!r}: the table can't be written ({getattr(problem, 'strerror', None) or problem}); "
             "nothing was changed. Free space and build again"
         ) from None
+
+
+def read_for_prediction(site: SiteFolder, study: Study) -> tuple[list[str], NDArray[np.float64], NDArray[np.bool_]]:
+    """The site's rows as a model's features, outcomes not needed and nobody dropped for missing ones.
+
+    Returns the site's own patient identifiers, features (n, p) in the study's units with NaN where unknown, and which
+    rows (n,) are complete by the study's rules. For the site's own people: nothing here is pseudonymised or leaves.
+    """
+    source = read_source(site, site.declared.patient.source)
+    columns = {column.variable for column in study.design.columns if column.variable}
+    names = list(source.column_names)
+    variables = mapped_variables(site, study, names, only=columns)
+    mapped = _run(site, source, variables)
+    coded = {v.name: _column(v, mapped[v.name])[0] for v in variables}
+    rows = len(mapped["patient"])
+    complete = np.array([patient is not None for patient in mapped["patient"]])
+    for variable in variables:
+        if variable.variable.missing == "drop":
+            complete &= ~_is_missing(coded[variable.name])
+    features = np.ones((rows, len(study.design.columns)))
+    for index, column in enumerate(study.design.columns):
+        if column.kind != "intercept":
+            features[:, index] = feature_column(study, column, coded[column.variable])
+    return [str(patient) for patient in mapped["patient"]], features, complete
+
+
+def read_outcomes(site: SiteFolder, study: Study, path: Path) -> dict[str, float]:
+    """Outcomes from a file in the site's own dialect: patient identifier -> 1 for the event, 0 without."""
+    declared = site.declared
+    source = declared.sources[declared.patient.source].model_copy(update={"path": str(path.resolve()), "header": None})
+    if path.suffix == ".parquet":
+        source = source.model_copy(update={"format": "parquet"})
+    elif path.suffix in (".csv", ".txt", ".tsv"):
+        source = source.model_copy(update={"format": "csv"})
+    feedback = SiteFolder(site.folder, declared.model_copy(update={"sources": {declared.patient.source: source}}), site.lines)
+    content = read_source(feedback, declared.patient.source)
+    names = list(content.column_names)
+    check_column(site, declared.patient.column, names, str(path), "the feedback file")
+    variables = mapped_variables(feedback, study, names, only={study.outcome})
+    mapped = _run(feedback, content, variables)
+    values = _column(variables[0], mapped[study.outcome])[0]
+    variable = study.variables[study.outcome]
+    event = list(variable.codes or ()).index(variable.event or "") if variable.type == "code" else None
+    found: dict[str, float] = {}
+    for patient, value, missing in zip(mapped["patient"], values, _is_missing(values), strict=True):
+        if patient is not None and not missing:
+            found[str(patient)] = float(value == event) if event is not None else float(value)
+    return found

@@ -5,6 +5,7 @@ DuckDB runs it today; another backend can run the same one.
 """
 
 import difflib
+from collections.abc import Set
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -36,10 +37,17 @@ class Mapped:
     mapping: VariableMapping
 
 
-def mapped_variables(site: SiteFolder, study: Study, columns: list[str]) -> list[Mapped]:
-    """The study's variables with their mappings; MappingError for one without, or with a column that does not exist."""
+def mapped_variables(
+    site: SiteFolder, study: Study, columns: list[str], only: Set[str] | None = None
+) -> list[Mapped]:
+    """The study's variables (or ``only`` some) with their mappings.
+
+    MappingError for one without a mapping, or with a column that does not exist.
+    """
     found = []
     for name, variable in study.variables.items():
+        if only is not None and name not in only:
+            continue
         mapping = site.declared.mapping.get(name)
         if mapping is None:
             close = difflib.get_close_matches(name, site.declared.mapping, 1)

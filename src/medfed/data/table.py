@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from medfed.canonical import digest
 from medfed.errors import MappingError
-from medfed.study import Study
+from medfed.study import Column, Study
 
 PARTS = ("train", "valid", "test")
 ARRAYS_AT_MOST = 2 * 2**30
@@ -233,13 +233,18 @@ class StudyTable:
         columns = self.study.design.columns
         features = np.ones((self.rows, len(columns)))
         for index, column in enumerate(columns):
-            if column.kind == "number":
-                features[:, index] = self._columns[column.variable]
-            elif column.kind == "indicator":
-                levels = list(self.study.variables[column.variable].codes or ())
-                wanted = -1 if column.level == "unknown" and "unknown" not in levels else levels.index(column.level or "")
-                features[:, index] = self._columns[column.variable] == wanted
+            if column.kind != "intercept":
+                features[:, index] = feature_column(self.study, column, self._columns[column.variable])
         return features
+
+
+def feature_column(study: Study, column: Column, values: NDArray[Any]) -> NDArray[np.float64]:
+    """One feature (n,) from its variable's stored values (n,): the number itself, or 1 where the code is the level."""
+    if column.kind == "number":
+        return np.asarray(values, dtype=np.float64)
+    levels = list(study.variables[column.variable].codes or ())
+    wanted = -1 if column.level == "unknown" and "unknown" not in levels else levels.index(column.level or "")
+    return (values == wanted).astype(np.float64)
 
 
 def _coded(study: Study, name: str, columns: Mapping[str, Any]) -> NDArray[Any]:

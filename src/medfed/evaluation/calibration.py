@@ -7,13 +7,12 @@ the intercept alone, held by a normal prior: few local patients are enough for i
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
-from medfed.evaluation.intervals import Estimate, normal_quantile, wald, wilson
+from medfed.evaluation.intervals import Estimate, wald, wilson
 
 FloatArray = NDArray[np.float64]
 

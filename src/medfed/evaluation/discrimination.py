@@ -40,14 +40,12 @@ def counts_by_bin(scores: ArrayLike, outcome: ArrayLike, edges: ArrayLike) -> tu
     return _count(index[event], len(grid) + 1), _count(index[~event], len(grid) + 1)
 
 
-def merge_bins(
-    events: ArrayLike, nonevents: ArrayLike, minimum: int
-) -> tuple[FloatArray, FloatArray, FloatArray]:
+def merge_bins(events: ArrayLike, nonevents: ArrayLike, minimum: int) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Merge neighbouring bins until every group holds at least ``minimum`` events and as many non-events.
 
-    events, nonevents: (bins,) counts of one site. Returns events, nonevents and boundary, each (bins,): a group's totals
-    stand in its last bin with zeros before it, and boundary is 1 where a bin's upper edge ends a group. A site that
-    can't form even one group returns zeros alone ("not shown"). With a minimum of 1 nothing is merged.
+    events, nonevents: (bins,) counts of one site. Returns events, nonevents and boundary, each (bins,): a group's
+    totals stand in its last bin with zeros before it, and boundary is 1 where a bin's upper edge ends a group. A site
+    that can't form even one group returns zeros alone ("not shown"). With a minimum of 1 nothing is merged.
 
     Zero cells are not let through either: "no event among these 12 patients" says something of each of them. Edges
     are tried in one public order, coarse to fine (middle, quarters, eighths, ...), and kept where both sides stay

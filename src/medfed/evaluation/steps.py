@@ -55,7 +55,7 @@ def figures(predictor: FloatArray, outcome: FloatArray, minimum: int) -> dict[st
     return {
         "weight": weight,
         "weighted_area": weight * found.value if found is not None else 0.0,
-        "weighted_variance": weight * weight * found.variance if found is not None else 0.0,
+        "weighted_variance": weight * weight * found.standard_error**2 if found is not None else 0.0,
         "rows": n,
         "events": events,
         "expected": float(risk.sum()),
@@ -139,7 +139,7 @@ def site_report(site: Site, *, models: FloatArray, centres: FloatArray, scales: 
 
 def _area_values(predictor: FloatArray, outcome: FloatArray, minimum: int) -> FloatArray:
     found = area(predictor, outcome, minimum)
-    return np.array([found.value, found.variance, found.groups]) if found is not None else np.zeros(3)
+    return np.array([found.value, found.standard_error**2, found.bins]) if found is not None else np.zeros(3)
 
 
 def _sum_values(predictor: FloatArray, outcome: FloatArray) -> FloatArray:
@@ -155,7 +155,7 @@ def risk_groups(predictor: FloatArray, outcome: FloatArray, minimum: int) -> Flo
     table = np.zeros((3, CURVE_GROUPS))
     if count == 0:
         return table
-    groups = np.minimum(groups, CURVE_GROUPS - 1)
+    groups = np.minimum(groups, CURVE_GROUPS - 1).astype(np.int64)
     for index, values in enumerate((np.ones_like(outcome), outcome, sigmoid(predictor))):
         table[index] = np.bincount(groups, weights=values, minlength=CURVE_GROUPS)[:CURVE_GROUPS]
     return table

@@ -411,6 +411,12 @@ class Doors:
                 keep = {name: np.asarray(value)[good] for name, value in keep.items()}
         return names, coded, keep, local, amount, held
 
+    def standing_approval(self, site: str) -> Approval | None:
+        """The site's approval of the study as it stands now, for a report."""
+        self._refresh_approvals()
+        approval = self._approvals[site]
+        return None if isinstance(approval, str) else approval
+
     # -- what is remembered in memory --------------------------------------------------------------------------------
 
     def _view(self, site: str, part: str) -> View:

@@ -121,6 +121,28 @@ def rows_of(db: sqlite3.Connection, site: str) -> Iterator[Mapping[str, object]]
         yield dict(zip(names, row, strict=True))
 
 
+@dataclass(frozen=True)
+class Released:
+    """What left a site through one step of one study: calls, numbers a call, bytes in all, epsilon charged."""
+
+    step: str
+    calls: int
+    values: int
+    bytes: int
+    charge: float
+
+
+def released(db: sqlite3.Connection, site: str, study_hash: str, run: str | None = None) -> list[Released]:
+    """The ledger's answer to "what has left us": one line a step, of a study or of one run of it."""
+    rows = db.execute(
+        "select c.step, count(*), max(l.amount), sum(l.size), sum(l.charge) from ledger l join call c on c.id = l.call"
+        " where l.site=? and l.kind='release' and c.study=? and (? is null or c.run=? or c.run like ? || '/%')"
+        " group by c.step order by min(l.number)",
+        (site, study_hash, run, run, run),
+    )
+    return [Released(*row) for row in rows]
+
+
 def _head_message(site: str, number: int, hash_: str) -> bytes:
     return digest("medfed ledger head", site, str(number), hash_).encode()
 

@@ -29,6 +29,7 @@ class Progress:
     step: str = ""
     site: str = ""
     failure: Failure | None = None
+    sites: tuple[str, ...] = ()
 
 
 Listener = Callable[[Progress], None]
@@ -47,7 +48,7 @@ class _Run:
     def exchange(self, call: Call, own: Mapping[str, Own]) -> Iterator[tuple[str, Answer | Failure]]:
         runner = self.runner
         runner.status.begin(call.run, call.round, call.step, call.roster)
-        runner.tell("asked", call.run, call.round, call.step)
+        runner.tell("asked", call.run, call.round, call.step, sites=call.roster)
         for site, answer in runner.engine.exchange(call, own, None):
             runner.status.answered(site)
             runner.tell("answered", call.run, call.round, call.step, site, answer)
@@ -95,12 +96,19 @@ class Runner:
         self.store.close()
 
     def tell(
-        self, kind: str, path: str, round_: int, step: str = "", site: str = "", answer: Answer | Failure | None = None
+        self,
+        kind: str,
+        path: str,
+        round_: int,
+        step: str = "",
+        site: str = "",
+        answer: Answer | Failure | None = None,
+        sites: tuple[str, ...] = (),
     ) -> None:
         """Tell the listener, if there is one."""
         if self.listener is not None:
             failure = answer if isinstance(answer, Failure) else None
-            self.listener(Progress(kind, path, round_, step, site, failure))
+            self.listener(Progress(kind, path, round_, step, site, failure, sites))
 
     def execute(self, method: Method, run: str = "main") -> Mapping[str, Any]:
         """Run a method to its end (or go on with it) and return its result.
@@ -249,6 +257,7 @@ class RunStatus:
     state: str
     reason: str
     rounds_finished: int
+    calls_journaled: int
     open_round: int | None
     step: str
     waiting: tuple[str, ...]
@@ -277,6 +286,7 @@ def status_of(folder: Path) -> list[RunStatus]:
                     state=state,
                     reason=row["reason"],
                     rounds_finished=rounds,
+                    calls_journaled=len(store.calls(row["run"])),
                     open_round=rounds + 1 if state in ("running", "interrupted", "stopped") else None,
                     step=str(mine.get("step", "")),
                     waiting=tuple(mine.get("waiting", ())),

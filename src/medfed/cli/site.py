@@ -1,0 +1,207 @@
+"""medfed site: everything a site does for itself. Nothing here talks to anybody else."""
+
+import os
+from contextlib import closing
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from medfed.canonical import write_atomically
+from medfed.cli import site_data, site_model
+from medfed.cli.console import AsJson, Language, out, print_json
+from medfed.data.build import open_table
+from medfed.data.site_folder import init_site, load_site
+from medfed.errors import LedgerError, PolicyViolation
+from medfed.evaluation.study_run import step_names, steps_of
+from medfed.federation.approval import approve as sign_approval
+from medfed.federation.approval import packages_of
+from medfed.federation.approval import revoke as sign_revocation
+from medfed.federation.keys import load_signing_key, public_hex, write_signing_key
+from medfed.federation.ledger import heads_of, open_store, rows_of, sign_head, verify_ledger
+from medfed.federation.policy import POLICY_TEMPLATE, load_policy
+from medfed.federation.preview import Preview
+from medfed.federation.preview import preview as preview_of
+from medfed.federation.store import RunnerStore
+from medfed.language import translator
+from medfed.study import load_study
+
+app = typer.Typer(no_args_is_help=True, help="A site's own side: folder, data, policy, approval, ledger, predictions.")
+site_data.register(app)
+site_model.register(app)
+
+SiteFolderPath = Annotated[Path, typer.Argument(help="The site's folder (holds site.yaml).")]
+StudyFile = Annotated[Path, typer.Argument(help="The study.yaml that was proposed.")]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder to make.")],
+    name: Annotated[str, typer.Option(help="The site's name, as studies invite it: a-z, 0-9, hyphen.")],
+    title: Annotated[str, typer.Option(help="The institution's name for people.")] = "",
+) -> None:
+    """Make a site's folder: site.yaml and policy.yaml to edit, and the site's keys (readable by you alone)."""
+    init_site(folder, name, title)
+    write_atomically(folder / "policy.yaml", POLICY_TEMPLATE.encode())
+    key = write_signing_key(folder / "keys")
+    out.print(f"{folder} is ready. Edit site.yaml (mapping) and policy.yaml (what may leave).", soft_wrap=True)
+    out.print(f"Public key of this site, for the coordinator: {public_hex(key)}", soft_wrap=True)
+
+
+@app.command()
+def preview(folder: SiteFolderPath, study: StudyFile, lang: Language = "en", json: AsJson = False) -> None:
+    """Show exactly what would leave the site if it approved this study, and what its policy would hold back."""
+    loaded, site = load_study(study), load_site(folder)
+    found = preview_of(site.name, loaded, open_table(site, loaded), load_policy(site.policy_path), steps_of(loaded))
+    if json:
+        print_json(found)
+    else:
+        _show_preview(found, lang)
+
+
+def _show_preview(found: Preview, lang: str) -> None:
+    _ = translator(lang)
+    out.print(f"[bold]{found.study}[/bold] · {found.site} · {found.patients} {_('patients')}")
+    out.print(f"{_('Hash')}: {found.hash}", soft_wrap=True)
+    out.print(f"{_('Table version')}: {found.table_version}", soft_wrap=True)
+    for step in found.steps:
+        out.print(f"\n[bold]{step.step}[/bold]", soft_wrap=True)
+        out.print(f"  {step.meaning}", soft_wrap=True)
+        if step.takes:
+            out.print(f"  {_('Is asked with')}: {'; '.join(step.takes)}", soft_wrap=True)
+        if step.keeps:
+            out.print(f"  {_('Keeps at the site')}: {', '.join(step.keeps)}")
+        table = Table(show_edge=False, pad_edge=False)
+        for heading in (_("Leaves the site"), _("Kind"), _("Shape"), _("Values"), _("Bytes"), _("Largest")):
+            table.add_column(heading)
+        for release in step.releases:
+            shape = " x ".join(map(str, release.shape)) or "1"
+            table.add_row(release.name, release.kind, shape, str(release.values), str(release.bytes), release.limit)
+        out.print(table)
+        out.print(f"  {_('Values for each patient')}: {step.values_per_patient:.3f}")
+        if step.held_back:
+            out.print(f"  [yellow]{_('Would be held back')}: {_(step.held_back)}[/yellow]", soft_wrap=True)
+
+
+@app.command()
+def approve(
+    folder: SiteFolderPath,
+    study: StudyFile,
+    study_hash: Annotated[str, typer.Option("--hash", help="The study's hash, as you read it; it must match.")] = "",
+    until: Annotated[str, typer.Option(help="Last day of the approval, YYYY-MM-DD. Default: in 180 days.")] = "",
+    table_version: Annotated[str, typer.Option(help="Table version (or its beginning) to approve. Default: the built one.")] = "",
+    officer: Annotated[str, typer.Option(help="Who approves, for the record.")] = "",
+    json: AsJson = False,
+) -> None:
+    """Approve a study: a signed record, in the ledger, of its hash, steps, package hashes, table version and last day."""
+    loaded, site = load_study(study), load_site(folder)
+    if study_hash and not (len(study_hash) >= 8 and loaded.hash.startswith(study_hash)):
+        raise PolicyViolation(f"{study} has the hash {loaded.hash}, not {study_hash}; it is not the study you read. Not approved")
+    table = open_table(site, loaded)
+    if table_version and not table.version.startswith(table_version):
+        raise PolicyViolation(f"the table built for this study has version {table.version}, not {table_version}. Not approved")
+    last = _last_day(until)
+    key = load_signing_key(site.keys)
+    policy = load_policy(site.policy_path)
+    names = step_names(loaded)
+    if refused := [name for name in names if not policy.allows_step(name)]:
+        raise PolicyViolation(f"the policy of site {site.name!r} does not allow the step {refused[0]}; not approved")
+    packages = packages_of(names)
+    with closing(open_store(site.ledger_path, "call")) as db:
+        head = sign_approval(
+            db, site=site.name, study=loaded, steps=names, packages=packages, table_version=table.version,
+            until=last.isoformat(), key=key, at=_now(), officer=officer or os.environ.get("USER", ""),
+        )  # fmt: skip
+    if json:
+        print_json({"site": site.name, "study": loaded.hash, "until": last.isoformat(), "table_version": table.version,
+                    "steps": names, "packages": packages, "ledger_row": head.number})  # fmt: skip
+        return
+    out.print(f"{site.name} approves {loaded.name} ({loaded.hash[:16]}) until {last}; row {head.number} of its ledger.", soft_wrap=True)
+    for package in packages:
+        out.print(f"  {package.name} {package.version}, files {package.sha256[:16]}")
+
+
+def _last_day(until: str) -> date:
+    if not until:
+        return date.today() + timedelta(days=180)
+    try:
+        last = date.fromisoformat(until)
+    except ValueError:
+        raise PolicyViolation(f"--until is a day like 2027-06-30, not {until!r}") from None
+    if last < date.today():
+        raise PolicyViolation(f"--until {until} has passed; choose a later day")
+    return last
+
+
+@app.command()
+def revoke(folder: SiteFolderPath, study: StudyFile) -> None:
+    """Withdraw an approval. The site answers no further call of this study, also in a run that is under way."""
+    loaded, site = load_study(study), load_site(folder)
+    with closing(open_store(site.ledger_path, "call")) as db:
+        head = sign_revocation(db, site=site.name, study_hash=loaded.hash, key=load_signing_key(site.keys), at=_now())
+    out.print(f"{site.name} has withdrawn its approval of {loaded.name}; row {head.number} of its ledger.")
+
+
+@app.command()
+def packages(study: StudyFile, json: AsJson = False) -> None:
+    """Print version and file hash of the installed packages that a study's steps come from, to pin them in policy.yaml."""
+    found = packages_of(step_names(load_study(study)))
+    if json:
+        print_json(found)
+        return
+    for package in found:
+        out.print(f'{package.name}: {{version: "{package.version}", sha256: {package.sha256}}}', soft_wrap=True)
+
+
+@app.command()
+def ledger(folder: SiteFolderPath, lang: Language = "en", json: AsJson = False) -> None:
+    """List everything that was approved, released and recorded at this site."""
+    site = load_site(folder)
+    with closing(open_store(site.ledger_path, "call")) as db:
+        rows = [{k: v for k, v in row.items() if k not in ("bytes", "file", "id")} for row in rows_of(db, site.name)]
+    if json:
+        print_json(rows)
+        return
+    _ = translator(lang)
+    table = Table(show_edge=False)
+    for heading in ("#", _("When"), _("Kind"), _("Round"), _("Step"), _("Values"), _("Bytes"), "ε", _("Hash")):
+        table.add_column(heading)
+    for row in rows:
+        step = str(row["step"] or "").rpartition(".")[2]
+        table.add_row(str(row["number"]), str(row["at"]), str(row["kind"]), str(row["round"] or ""), step, str(row["amount"]),
+                      str(row["size"]), f"{row['charge']:g}", str(row["hash"])[:12])  # fmt: skip
+    out.print(table)
+
+
+@app.command()
+def verify(
+    folder: SiteFolderPath,
+    coordinator: Annotated[Path | None, typer.Option(help="A coordinator's folder: check against the head it holds.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Verify the ledger: no row edited, removed or moved; with --coordinator also: none cut off at the end."""
+    site = load_site(folder)
+    if not site.ledger_path.exists():
+        raise LedgerError(f"{site.ledger_path} does not exist; the site has approved nothing yet")
+    known = None
+    if coordinator is not None:
+        store = RunnerStore(coordinator, read_only=True)
+        held = store.heads().get(site.name)
+        store.close()
+        known = held[0] if held else None
+    with closing(open_store(site.ledger_path, "call")) as db:
+        head = verify_ledger(db, site.name, known)
+        signed = sign_head(site.name, heads_of(db).get(site.name, head), load_signing_key(site.keys))
+    if json:
+        print_json({"site": site.name, "rows": head.number + 1, "head": head.hash, "signature": signed.signature,
+                    "epsilon": head.spent, "checked_against_coordinator": known is not None})  # fmt: skip
+    else:
+        against = f", and ends at or after the head the coordinator holds (row {known.number})" if known else ""
+        out.print(f"{site.name}: the ledger is whole, {head.number + 1} rows{against}. Head {head.hash[:16]}", soft_wrap=True)
+

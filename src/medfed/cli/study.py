@@ -1,0 +1,143 @@
+"""medfed study: write, check, show and name study files."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from medfed.canonical import write_atomically
+from medfed.cli.console import AsJson, Language, out, print_json
+from medfed.errors import StudyError
+from medfed.evaluation.study_run import step_names
+from medfed.federation.packages import find_method
+from medfed.language import translator
+from medfed.study import load_study
+
+app = typer.Typer(no_args_is_help=True, help="Study files: the one question that sites approve by its hash.")
+
+StudyFile = Annotated[Path, typer.Argument(help="A study.yaml, or a folder that holds one.")]
+
+TEMPLATE = """\
+# A study asks one question. Sites read this file, approve its hash, or refuse.
+medfed: 1
+name: {name}
+title: {{en: "A short title", zh: "简短标题"}}
+question: {{en: "Who develops the outcome, and how well can it be predicted?", zh: "哪些患者会出现结局？预测效果如何？"}}
+unit: patient                  # what a row of the study table is
+protects: patient              # whom privacy is for: patient, or none for rows that are aggregated already
+variables:
+  outcome:
+    meaning: {{en: "What is to be predicted", zh: "待预测的结局"}}
+    type: code                 # number | code | date | text
+    role: outcome              # outcome | arm | covariate | part | cohort
+    codes: {{"no": {{en: "No", zh: 否}}, "yes": {{en: "Yes", zh: 是}}}}
+    event: "yes"
+{arm}  age:
+    meaning: {{en: Age, zh: 年龄}}
+    type: number
+    role: covariate
+    unit: year                 # sites record it as they like; it is converted to this
+    range: [18, 110]           # values outside it count as missing
+    missing: drop              # drop the row | mean (numbers) | unknown (codes)
+cohort:
+  include:
+    - {{variable: age, at_least: 18}}
+task: {{kind: {kind}, coding: reference}}
+method:
+  use: "{method}"
+  settings: {{}}
+parts: {parts}
+privacy: {{sums: strongest, minimum_cell: 10}}
+evaluation: {evaluation}
+seed: 1
+sites: {{invited: [site-a, site-b, site-c], minimum: 2}}
+limits: {{rows_per_site: 100000}}
+"""
+
+_KINDS = {
+    "risk": {
+        "kind": "risk_prediction",
+        "method": "medfed:medfed.methods.newton.Newton",
+        "parts": "{kind: folds, folds: 5}",
+        "evaluation": "{design: cross_validation, compare: [local, federated, pooled]}",
+        "arm": "",
+    },
+    "treatment": {
+        "kind": "treatment_effect",
+        "method": "medfed:medfed.methods.treatment_effect.TreatmentEffect",
+        "parts": "{kind: all}",
+        "evaluation": "{design: none}",
+        "arm": (
+            "  arm:\n    meaning: {en: Treatment, zh: 治疗}\n    type: code\n    role: arm\n"
+            "    codes: {control: {en: Control, zh: 对照}, treated: {en: Treated, zh: 治疗}}\n    reference: control\n"
+        ),
+    },
+}
+
+
+@app.command()
+def new(
+    folder: Annotated[Path, typer.Argument(help="Folder to write study.yaml into.")],
+    kind: Annotated[str, typer.Option(help="risk: predict an outcome; treatment: compare two arms.")] = "risk",
+) -> None:
+    """Write a commented study file to start from. It passes `medfed study check` as it is."""
+    path = folder / "study.yaml"
+    if kind not in _KINDS:
+        raise StudyError(f"--kind is {' or '.join(_KINDS)}, not {kind!r}")
+    if path.exists():
+        raise StudyError(f"{path} exists already; nothing was changed. Choose another folder")
+    name = "".join(c if c.isalnum() else "-" for c in folder.resolve().name.lower()).strip("-") or "my-study"
+    name = name if name[0].isalpha() else f"study-{name}"
+    write_atomically(path, TEMPLATE.format(name=name, **_KINDS[kind]).encode())
+    out.print(f"{path} is written; edit it, then: medfed study check {path}", soft_wrap=True)
+
+
+@app.command()
+def check(study: StudyFile, json: AsJson = False) -> None:
+    """Read a study and say what is wrong in it, with file, line and a suggestion."""
+    loaded = load_study(study)
+    find_method(loaded)
+    for variant in loaded.variants:
+        find_method(loaded, variant)
+    if json:
+        print_json({"name": loaded.name, "hash": loaded.hash, "steps": step_names(loaded), "features": loaded.design.names})
+    else:
+        out.print(f"{loaded.name}: the study is well formed. Hash {loaded.hash}", soft_wrap=True)
+
+
+@app.command()
+def show(study: StudyFile, lang: Language = "en", json: AsJson = False) -> None:
+    """Show a study as a person reads it: question, variables, method, protection, what would be asked of a site."""
+    loaded = load_study(study)
+    if json:
+        print_json({**loaded.model_dump(mode="json"), "hash": loaded.hash, "steps": step_names(loaded)})
+        return
+    _ = translator(lang)
+    out.print(f"[bold]{loaded.text(loaded.title, lang)}[/bold]")
+    out.print(loaded.text(loaded.question, lang))
+    out.print(f"{_('Hash')}: {loaded.hash}", soft_wrap=True)
+    table = Table(title=_("Variables"), title_justify="left")
+    for heading in (_("Name"), _("Meaning"), _("Role"), _("Type"), _("Unit, range or codes"), _("If missing")):
+        table.add_column(heading)
+    for name, variable in loaded.variables.items():
+        if variable.type == "number" and variable.range:
+            values = f"{variable.unit}, {variable.range[0]:g} – {variable.range[1]:g}"
+        else:
+            values = ", ".join(variable.codes or ())
+        table.add_row(name, loaded.text(variable.meaning, lang), variable.role, variable.type, values, variable.missing)
+    out.print(table)
+    out.print(f"{_('Method')}: {loaded.method.use} {loaded.method.settings or ''}", soft_wrap=True)
+    for name, variant in loaded.variants.items():
+        out.print(f"  {name}: {variant.use} {variant.settings or ''}", soft_wrap=True)
+    out.print(f"{_('Sites invited')}: {', '.join(loaded.sites.invited)} ({_('at least')} {loaded.sites.minimum})")
+    out.print(f"{_('Smallest count that may be seen')}: {loaded.privacy.minimum_cell}")
+    out.print(f"{_('Steps asked of a site')}:")
+    for step in step_names(loaded):
+        out.print(f"  {step}")
+
+
+@app.command("hash")
+def show_hash(study: StudyFile) -> None:
+    """Print the hash that sites approve; comments and the order of keys don't change it."""
+    out.print(load_study(study).hash)

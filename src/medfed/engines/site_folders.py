@@ -1,0 +1,95 @@
+"""The embedded engine over site folders on this machine: each site keeps its own store, keys, policy and ledger."""
+
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from medfed.data.build import open_table
+from medfed.data.site_folder import SiteFolder, load_site
+from medfed.data.table import StudyTable
+from medfed.errors import MappingError, PolicyViolation
+from medfed.federation.call import Answer, Call, Failure, Own, Protection
+from medfed.federation.door import Access, Doors
+from medfed.federation.keys import load_signing_key, public_hex
+from medfed.federation.ledger import Durability
+from medfed.federation.policy import load_policy
+from medfed.study import Study
+
+NO_TABLE = "the site has not built its table for this version of the study"
+NOT_HERE = "the site's folder is not here or can't be opened; see `medfed site check`"
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def open_doors(
+    site: SiteFolder, study: Study, *, durability: Durability = "call", clock: Callable[[], datetime] = _now
+) -> Doors:
+    """A site's door for one study, over its own ledger. Raises MappingError or PolicyViolation where it can't open."""
+    access = Access(open_table(site, study), load_policy(site.policy_path), load_signing_key(site.keys))
+    return Doors(site.ledger_path, {site.name: access}, study, durability=durability, clock=clock)
+
+
+def find_sites(consortium: Path) -> dict[str, SiteFolder]:
+    """Every site folder below consortium/sites, by the site's name."""
+    found = {}
+    for folder in sorted((consortium / "sites").glob("*/site.yaml")):
+        site = load_site(folder.parent)
+        if site.name in found:
+            raise MappingError(f"{folder}: the site {site.name!r} is also in {found[site.name].folder}; rename one")
+        found[site.name] = site
+    if not found:
+        raise MappingError(f"{consortium} has no site folders (sites/NAME/site.yaml); make them with `medfed site init`")
+    return found
+
+
+class SiteFolders:
+    """Carries calls to the sites below one consortium folder, one after the other."""
+
+    protections: tuple[Protection, ...] = ("plain",)
+
+    def __init__(
+        self,
+        consortium: Path,
+        study: Study,
+        *,
+        durability: Durability = "call",
+        clock: Callable[[], datetime] = _now,
+    ) -> None:
+        self.folders = find_sites(consortium)
+        self.doors: dict[str, Doors] = {}
+        self.closed: dict[str, str] = {}
+        for name in study.sites.invited:
+            if name not in self.folders:
+                self.closed[name] = NOT_HERE
+                continue
+            try:
+                self.doors[name] = open_doors(self.folders[name], study, durability=durability, clock=clock)
+            except MappingError as problem:
+                self.closed[name] = NO_TABLE if "has no table" in str(problem) else NOT_HERE
+            except PolicyViolation:
+                self.closed[name] = NOT_HERE
+        self.sites = tuple(study.sites.invited)
+
+    @property
+    def tables(self) -> dict[str, StudyTable]:
+        """The tables of the sites that are open here: for a what-if's pooled comparison."""
+        return {name: door.sites[name].table for name, door in self.doors.items()}
+
+    @property
+    def public_keys(self) -> dict[str, str]:
+        return {name: public_hex(door.sites[name].key) for name, door in self.doors.items()}
+
+    def exchange(
+        self, call: Call, own: Mapping[str, Own], deadline: float | None = None
+    ) -> Iterator[tuple[str, Answer | Failure]]:
+        for name, mine in own.items():
+            if name in self.doors:
+                yield from self.doors[name].answer(call, {name: mine}).items()
+            else:
+                yield name, Failure("unreachable", self.closed.get(name, NOT_HERE))
+
+    def close(self) -> None:
+        for door in self.doors.values():
+            door.store.db.close()

@@ -1,0 +1,153 @@
+"""A study over the site folders of one consortium: run, figures, report, model files."""
+
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from medfed import __version__
+from medfed.canonical import write_atomically
+from medfed.engines.site_folders import SiteFolders
+from medfed.errors import LedgerError
+from medfed.evaluation.outcome import coefficient_table, effect_figures, fitted_model, prediction_figures
+from medfed.evaluation.report import write_report
+from medfed.evaluation.study_run import StudyRun
+from medfed.federation.gate import minimum_cell
+from medfed.federation.ledger import Durability, released, verify_ledger
+from medfed.federation.runner import Listener, Runner
+from medfed.models.linear import LinearModel
+from medfed.study import Study
+
+
+@dataclass(frozen=True)
+class ConsortiumRun:
+    """A finished run: the report's data, the files written, and models by method."""
+
+    report: dict[str, Any]
+    files: tuple[Path, ...]
+    models: Mapping[str, Path]
+    result: Mapping[str, Any]
+
+
+def run_consortium(
+    consortium: Path,
+    study: Study,
+    run: str,
+    *,
+    durability: Durability = "call",
+    listener: Listener | None = None,
+    what_if: bool = False,
+) -> ConsortiumRun:
+    """Run (or go on with) a study and write everything below coordinator/runs/RUN. Raises FederationError if it stops."""
+    engine = SiteFolders(consortium, study, durability=durability)
+    try:
+        runner = Runner(
+            consortium / "coordinator", engine, study, durability=durability, listener=listener, public_keys=engine.public_keys
+        )
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        with closing(runner):
+            result = runner.execute(StudyRun(study), run)
+            heads = runner.store.heads()
+        report = _report(study, run, engine, result, heads, started, what_if)
+        folder = consortium / "coordinator" / "runs" / run
+        models = _write_models(folder, study, run, result, report)
+        files = write_report(report, folder)
+        return ConsortiumRun(report, tuple([*files, *models.values()]), models, result)
+    finally:
+        engine.close()
+
+
+def _write_models(
+    folder: Path, study: Study, run: str, result: Mapping[str, Any], report: dict[str, Any]
+) -> dict[str, Path]:
+    if study.task.kind != "risk_prediction":
+        return {}
+    fitted = result["fitted"]
+    provenance = {"run": run, "method": study.method.use, "sites": list(fitted["sites"]), "medfed": __version__}
+    model: LinearModel = fitted_model(study, fitted, provenance)
+    path = folder / "model.medfed"
+    write_atomically(path, model.to_bytes())
+    report["model"] = {"file": path.name, "hash": model.hash}
+    return {"main": path}
+
+
+def _counted(study: Study, result: Mapping[str, Any]) -> list[str]:
+    return list(result["fitted"].get("sites", ()))
+
+
+def _report(
+    study: Study, run: str, engine: SiteFolders, result: Mapping[str, Any], heads: Mapping[str, Any], started: str, what_if: bool
+) -> dict[str, Any]:
+    counted = _counted(study, result)
+    reasons = dict(result["fitted"].get("held_back") or {})
+    for judged in (result["evaluation"].get("judged") or {}).values():
+        reasons = dict(judged.get("not_shown") or {}) | reasons
+    report: dict[str, Any] = {
+        "study": {
+            "name": study.name,
+            "title": _both(study, study.title),
+            "question": _both(study, study.question),
+            "hash": study.hash,
+            "unit": study.unit,
+            "protects": study.protects,
+            "seed": study.seed,
+        },
+        "run": run,
+        "started": started,
+        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+        "medfed": __version__,
+        "what_if": what_if,
+        "protection": engine.protections[-1],
+        "minimum_cell": max([minimum_cell(door.sites[s].policy, study) for s, door in engine.doors.items()], default=study.privacy.minimum_cell),
+        "sites": [_site(study, engine, name, counted, reasons) for name in study.sites.invited],
+        "kind": study.task.kind,
+        **_leaving(study, engine, run, heads),
+    }
+    if study.task.kind == "treatment_effect":
+        report["effect"] = effect_figures(study, result["fitted"])
+    elif result["evaluation"]:
+        tables = {site: table for site, table in engine.tables.items() if site in counted}
+        minimum = {site: minimum_cell(engine.doors[site].sites[site].policy, study) for site in tables}
+        report["prediction"] = prediction_figures(study, result, tables=tables, minimum=minimum)
+        report["prediction"]["coefficients"] = coefficient_table(study, result["fitted"])
+    return report
+
+
+def _both(study: Study, text: Any) -> dict[str, str]:
+    return {lang: study.text(text, lang) for lang in ("en", "zh")}
+
+
+def _site(study: Study, engine: SiteFolders, name: str, counted: list[str], reasons: Mapping[str, Any]) -> dict[str, Any]:
+    folder = engine.folders.get(name)
+    title = {lang: folder.title(lang) if folder else name for lang in ("en", "zh")}
+    if name in counted:
+        return {"name": name, "title": title, "counted": True, "reason": None}
+    reason = engine.closed.get(name) or (reasons.get(name) or {}).get("reason") or "the site did not answer"
+    return {"name": name, "title": title, "counted": False, "reason": reason}
+
+
+def _leaving(study: Study, engine: SiteFolders, run: str, heads: Mapping[str, Any]) -> dict[str, Any]:
+    """What left each site in this run, its approval, and whether its ledger holds: read from the sites' own ledgers."""
+    releases, approvals, ledgers = [], [], []
+    for name, door in engine.doors.items():
+        db, access = door.store.db, door.sites[name]
+        patients = access.table.on("all").patients
+        for found in released(db, name, study.hash, run):
+            releases.append(
+                {"site": name, "step": found.step, "calls": found.calls, "values": found.values, "bytes": found.bytes,
+                 "values_per_patient": found.values / patients}
+            )  # fmt: skip
+        approval = door.standing_approval(name)
+        if approval is not None:
+            approvals.append({"site": name, "until": approval.until, "hash": approval.study, "table_version": approval.table_version})
+        known = heads[name][0] if name in heads else None
+        try:
+            head, verified = verify_ledger(db, name, known), True
+        except LedgerError:
+            head, verified = known, False
+        if head is not None:
+            ledgers.append({"site": name, "rows": head.number + 1, "head": head.hash, "verified": verified,
+                            "epsilon": getattr(head, "spent", 0.0)})  # fmt: skip
+    return {"releases": releases, "approvals": approvals, "ledgers": ledgers}

@@ -1,0 +1,188 @@
+"""From a finished run to figures with intervals: what a report shows, a model file holds, and ``--json`` prints."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from medfed.data.table import StudyTable
+from medfed.evaluation.calibration import observed_to_expected
+from medfed.evaluation.discrimination import FEWEST_BINS
+from medfed.evaluation.intervals import (
+    Estimate,
+    normal_quantile,
+    odds_ratio,
+    risk_difference,
+    risk_ratio,
+    two_sided_p,
+    wald_ratio,
+    wilson,
+)
+from medfed.evaluation.study_run import pooled_figures
+from medfed.methods.newton import in_study_units
+from medfed.models.linear import LinearModel
+from medfed.study import Study
+
+Figures = dict[str, Any]
+Z95 = normal_quantile(0.95)
+
+
+def estimate(found: Estimate, p: float | None = None) -> Figures:
+    """An estimate as JSON values."""
+    values = {"value": found.value, "low": found.low, "high": found.high}
+    return values if p is None else {**values, "p": p}
+
+
+def effect_figures(study: Study, fitted: Mapping[str, Any]) -> Figures:
+    """Risks by arm, risk ratio and difference of the first arm after the reference, adjusted odds ratios by feature."""
+    cells = np.asarray(fitted["patients"])
+    variable = study.variables[study.arm or ""]
+    levels = list(variable.codes or ())
+    reference = variable.reference or levels[0]
+    ordered = [reference, *[level for level in levels if level != reference]]
+    arms = []
+    for level, (others, events) in zip(ordered, cells, strict=True):
+        risk = wilson(events, events + others)
+        arms.append({"name": level, "events": int(events), "patients": int(events + others), **estimate(risk)})
+    base, treated = cells[0], cells[1]
+    counts = (treated[1], treated.sum(), base[1], base.sum())
+    adjusted = []
+    coefficients, errors = np.asarray(fitted["coefficients"]), np.sqrt(np.diag(np.asarray(fitted["covariance"])))
+    for column, coefficient, error in zip(study.design.columns, coefficients, errors, strict=True):
+        if column.kind != "intercept":
+            ratio = wald_ratio(float(coefficient), float(error))
+            adjusted.append({"name": column.name, **estimate(ratio, two_sided_p(float(coefficient), float(error)))})
+    return {
+        "arms": arms,
+        "risk_ratio": estimate(risk_ratio(*counts)),
+        "risk_difference": estimate(risk_difference(*counts)),
+        "crude_odds_ratio": estimate(odds_ratio(*counts)),
+        "adjusted": adjusted,
+        "rounds": int(fitted["rounds"]),
+    }
+
+
+def _auc(value: float | None, variance: float | None, groups: float | None = None) -> Figures:
+    """AUC with interval, or why it is not shown."""
+    if value is None or variance is None or (groups is not None and groups < FEWEST_BINS):
+        return {"auc": None, "auc_low": None, "auc_high": None, "auc_groups": groups}
+    half = Z95 * float(np.sqrt(variance))
+    if 0 < value < 1:
+        logit, width = np.log(value / (1 - value)), half / (value * (1 - value))
+        low, high = 1 / (1 + np.exp(-(logit - width))), 1 / (1 + np.exp(-(logit + width)))
+    else:
+        low = high = value
+    return {"auc": float(value), "auc_low": float(low), "auc_high": float(high), "auc_groups": groups}
+
+
+def _of_sums(rows: float, events: float, expected: float, squared_error: float, log_loss: float, correct: float) -> Figures:
+    found: Figures = {"n": int(rows), "events": int(events)}
+    if rows:
+        ratio = observed_to_expected(events, expected, rows)
+        found |= {"brier": squared_error / rows, "log_loss": log_loss / rows, "accuracy": correct / rows}
+        found |= {"oe": ratio.value, "oe_low": ratio.low, "oe_high": ratio.high}
+    return found
+
+
+def _overall(summary: Mapping[str, Any]) -> Figures:
+    rows = summary["rows"]
+    found = _of_sums(
+        rows, summary["events"], summary["expected"], summary["brier"] * rows, summary["log_loss"] * rows, summary["accuracy"] * rows
+    )
+    return found | _auc(summary["area"], summary["area_variance"])
+
+
+def prediction_figures(
+    study: Study,
+    run: Mapping[str, Any],
+    *,
+    tables: Mapping[str, StudyTable] | None = None,
+    minimum: Mapping[str, int] | None = None,
+) -> Figures:
+    """Methods side by side: local, federated and (where ``tables`` are given) pooled; by site where policies allow."""
+    methods = []
+    for name in ("main", *study.evaluation.variants):
+        judged = run["evaluation"]["judged"][name]
+        results: list[Figures] = [{"where": "federated", "site": None, **_overall(judged["overall"])}]
+        line = judged["line"]
+        if line:
+            results[0] |= {"slope": line["slope"], "slope_low": line["slope"] - Z95 * line["slope_error"],
+                           "slope_high": line["slope"] + Z95 * line["slope_error"]}  # fmt: skip
+        joining, calibration = [], []
+        for site, reply in (judged.get("by_site") or {}).items():
+            results.append({"where": "federated", "site": site, **_of_sums(*reply["site_sums"]), **_auc(*reply["site_area"])})
+            results.append({"where": "local", "site": site, **_of_sums(*reply["local_sums"]), **_auc(*reply["local_area"])})
+            joining.append(_joining(site, reply["difference"]))
+            calibration.append({"site": site, "groups": _groups(np.asarray(reply["site_curve"]))})
+        counted = {site: table for site, table in (tables or {}).items() if site in judged["sites_counted"]}
+        if counted and "pooled" in study.evaluation.compare:
+            pooled = pooled_figures(counted, study, dict(minimum or {}), None if name == "main" else name)
+            results.append({"where": "pooled", "site": None, **_overall(pooled["overall"])})
+            results += [{"where": "pooled", "site": s, **_overall(found)} for s, found in pooled["by_site"].items()]
+        declared = study.method if name == "main" else study.variants[name]
+        methods.append(
+            {
+                "name": name,
+                "use": declared.use.rpartition(".")[2],
+                "results": results,
+                "joining": joining,
+                "calibration": calibration,
+                "sites_counted": list(judged["sites_counted"]),
+                "not_shown": dict(judged.get("not_shown") or {}),
+            }
+        )
+    return {"methods": methods}
+
+
+def _joining(site: str, difference: Any) -> Figures:
+    value, variance, known = (float(v) for v in difference)
+    if not known:
+        return {"site": site, "difference": None, "low": None, "high": None, "verdict": "not shown"}
+    half = Z95 * float(np.sqrt(variance))
+    verdict = "gain" if value - half > 0 else "loss" if value + half < 0 else "no clear gain"
+    return {"site": site, "difference": value, "low": value - half, "high": value + half, "verdict": verdict}
+
+
+def _groups(curve: Any) -> list[Figures]:
+    found = []
+    for rows, events, expected in np.asarray(curve).T:
+        if rows > 0:
+            observed = wilson(events, rows)
+            found.append({"n": int(rows), "predicted": float(expected / rows), "observed": observed.value,
+                          "low": observed.low, "high": observed.high})  # fmt: skip
+    return found
+
+
+def fitted_model(study: Study, fitted: Mapping[str, Any], provenance: Mapping[str, Any]) -> LinearModel:
+    """The artefact that goes back to sites, from the result of a linear method."""
+    p = len(study.design.columns)
+    columns = study.design.columns
+    outcome = study.variables[study.outcome]
+    return LinearModel(
+        kind="logistic" if outcome.type == "code" else "gaussian",
+        names=study.design.names,
+        centre=np.asarray(fitted["centre"]),
+        scale=np.asarray(fitted["scale"]),
+        coefficients=np.asarray(fitted["coefficients"]),
+        covariance=np.asarray(fitted.get("covariance", np.zeros((p, p)))),
+        low=np.array([column.low for column in columns], dtype=np.float64),
+        high=np.array([column.high for column in columns], dtype=np.float64),
+        study=study.hash,
+        provenance=dict(provenance),
+    )
+
+
+def coefficient_table(study: Study, fitted: Mapping[str, Any]) -> list[Figures]:
+    """Coefficients per unit of each feature, with Wald intervals where the method gives a covariance."""
+    if "covariance" not in fitted:
+        scale, centre = np.asarray(fitted["scale"]), np.asarray(fitted["centre"])
+        values = np.asarray(fitted["coefficients"]) / scale
+        values[0] = fitted["coefficients"][0] - (np.asarray(fitted["coefficients"]) * centre / scale)[1:].sum()
+        return [{"name": name, "value": float(v)} for name, v in zip(study.design.names, values, strict=True)]
+    values, covariance = in_study_units(fitted)
+    errors = np.sqrt(np.diag(covariance))
+    return [
+        {"name": name, "value": float(v), "low": float(v - Z95 * e), "high": float(v + Z95 * e)}
+        for name, v, e in zip(study.design.names, values, errors, strict=True)
+    ]
+
