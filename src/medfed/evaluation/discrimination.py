@@ -206,12 +206,13 @@ def auc_difference(
 
 
 def cautious_difference(
-    first: Auc, second: Auc, *, correlation_at_least: float = 0.0, level: float = 0.95
+    first: Auc, second: Auc, *, correlation_at_least: float = -1.0, level: float = 0.95
 ) -> AucDifference:
     """Difference of two binned AUCs on the same patients, whose joint counts no site releases.
 
-    The interval is the widest that ``correlation_at_least`` allows: 0 says that two models for one outcome don't
-    disagree systematically about who is easy to rank; -1 assumes nothing. Always wider than DeLong's while that holds.
+    The interval is the widest that ``correlation_at_least`` between the two estimates allows: -1 assumes nothing and
+    always holds DeLong's. Two fits of one model on much the same covariates are positively correlated, so 0 will do for
+    them; for models on different covariates it needn't.
     """
     a, b = first.standard_error, second.standard_error
     variance = a * a + b * b - 2 * correlation_at_least * a * b
