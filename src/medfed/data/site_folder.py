@@ -207,14 +207,17 @@ def init_site(folder: Path, name: str, title: str = "") -> Path:
     return path
 
 
-def write_pseudonym_key(folder: Path) -> Path:
-    """A fresh pseudonym key in folder/keys, readable by its owner only. An existing key is never overwritten."""
+def write_pseudonym_key(folder: Path, key: bytes | None = None) -> Path:
+    """A fresh pseudonym key in folder/keys, readable by its owner only. An existing key is never overwritten.
+
+    key: 32 bytes, for public data only, where the same pseudonyms are wanted every time.
+    """
     keys = folder / "keys"
     path = keys / PSEUDONYM_KEY
     if path.exists():
         raise MappingError(f"{path} exists already; with another key no pseudonym would match, so nothing was changed")
     keys.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.chmod(keys, 0o700)
-    write_atomically(path, secrets.token_hex(32).encode() + b"\n", mode=0o600)
+    write_atomically(path, (key or secrets.token_bytes(32)).hex().encode() + b"\n", mode=0o600)
     return path
 

@@ -3,6 +3,7 @@
 Everything after the exports are written is read from the exports alone, through the same functions as the commands.
 """
 
+import hashlib
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -80,7 +81,8 @@ def set_up_site(folder: Path, name: str) -> SiteFolder:
     write_atomically(home / "site.yaml", (example("indomethacin") / "sites" / name / "site.yaml").read_bytes())
     policy = POLICY_TEMPLATE.replace("replies: []  ", f"replies: [{', '.join(SITE_FIGURES)}]  ")
     write_atomically(home / "policy.yaml", policy.encode())
-    write_pseudonym_key(home)
+    # The trial is public. A fixed key gives the same folds, and so the same figures, every time.
+    write_pseudonym_key(home, hashlib.sha256(f"medfed demo {name}".encode()).digest())
     write_signing_key(home / "keys")
     return load_site(home)
 

@@ -1,0 +1,111 @@
+"""medfed demo: the whole way, on a real trial at four hospitals, on this machine."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from medfed.applications.indomethacin.walkthrough import Step, Walkthrough, summary, walk
+from medfed.cli.console import AsJson, Language, err, out, print_json
+from medfed.cli.run import LiveView
+from medfed.language import number, percent, translator
+
+_METHODS = {"main": "exact", "fedavg": "FedAvg"}
+
+
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where to put the four hospitals, the coordinator and the reports.")] = Path("demo-output"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Write the exports anew, also where you edited them.")] = False,
+    lang: Language = "en",
+    json: AsJson = False,
+) -> None:
+    """From four hospitals' raw exports to a federated answer and a model back at a hospital.
+
+    The hospitals are those of a published trial: does indomethacin prevent pancreatitis after ERCP? Edit an export
+    below FOLDER/sites and run it again: the numbers move.
+    """
+    _ = translator(lang)
+    say = (lambda step: None) if json else _teller(_)
+    with LiveView(lang, quiet=json) as live:
+        found = walk(folder, say, lang=lang, fresh=fresh, listener=live)
+    if json:
+        print_json(summary(found))
+    else:
+        _show(found, lang)
+
+
+def _teller(_: Any) -> Any:
+    count = 0
+
+    def say(step: Step) -> None:
+        nonlocal count
+        count += 1
+        err.print(f"[bold cyan]{count}[/bold cyan] [bold]{_(step.title)}[/bold]")
+        for line in step.lines:
+            err.print(f"    {line}", markup=False, soft_wrap=True)
+
+    return say
+
+
+def _show(found: Walkthrough, lang: str) -> None:
+    _ = translator(lang)
+    figures = summary(found)
+    names = {site["name"]: site["title"][lang] for site in found.effect.report["sites"]}
+    out.print()
+    table = Table(title=_("Does indomethacin prevent pancreatitis after ERCP?"), title_justify="left", show_edge=False)
+    for heading in (_("Arm"), _("Patients"), _("Pancreatitis"), _("Risk")):
+        table.add_column(heading, justify="left" if heading == _("Arm") else "right")
+    for arm, (events, patients) in figures["patients"].items():
+        table.add_row(_(arm), str(patients), str(events), percent(figures["risk"][arm]))
+    out.print(table)
+    low, high = figures["risk_ratio_interval"]
+    out.print(_("Risk ratio {value} (95 % interval {low} to {high})").format(
+        value=number(figures["risk_ratio"], 3), low=number(low, 3), high=number(high, 3)))  # fmt: skip
+    low, high = figures["adjusted_odds_ratio_interval"]
+    out.print(_("Odds ratio, adjusted for age and risk score, {value} (95 % interval {low} to {high})").format(
+        value=number(figures["adjusted_odds_ratio"], 3), low=number(low, 3), high=number(high, 3)))  # fmt: skip
+    out.print(_("Counted: {sites}").format(sites=", ".join(names[site] for site in figures["sites"])))
+    for site, reason in figures["held_back"].items():
+        out.print("  " + _("Held back: {site} – {reason}").format(site=names[site], reason=_(reason)), soft_wrap=True)
+    out.print(_("Largest difference from the pooled regression (statsmodels): {value}").format(
+        value=f"{figures['difference_from_pooled']:.1e}"))  # fmt: skip
+    _show_prediction(found, lang)
+    feedback = found.fed_back
+    out.print()
+    out.print(f"[bold]{_('The model at a hospital that could not contribute')}[/bold] · {names['kentucky']}")
+    out.print("  " + _("{count} patients predicted; {joined} outcomes fed back; observed {observed:.0f}, expected {expected:.1f}").format(
+        count=found.applied.predicted, joined=feedback.joined, observed=feedback.observed, expected=feedback.expected))  # fmt: skip
+    out.print("  " + feedback.risk.text(_), soft_wrap=True)
+    out.print()
+    out.print(_("Every ledger holds: {rows} rows, none edited, removed or cut off").format(rows=sum(found.ledger_rows.values())))
+    out.print(_("Reports:"))
+    for path in figures["reports"]:
+        out.print(f"  {path}", soft_wrap=True, markup=False)
+
+
+def _show_prediction(found: Walkthrough, lang: str) -> None:
+    _ = translator(lang)
+    out.print()
+    table = Table(title=_("Who is at risk? AUC, cross-validated"), title_justify="left", show_edge=False)
+    for heading in (_("Method"), _("Where"), _("Local"), _("Federated"), _("Pooled")):
+        table.add_column(heading)
+    for method in found.risk.report["prediction"]["methods"]:
+        cells: dict[Any, dict[str, str]] = {}
+        for result in method["results"]:
+            shown = result["auc"] is not None
+            text = f"{result['auc']:.2f} ({result['auc_low']:.2f}–{result['auc_high']:.2f})" if shown else _("not shown")
+            cells.setdefault(result["site"], {})[result["where"]] = text
+        for site in (None, *[site for site in cells if site]):
+            row = cells[site]
+            where = site or _("all, within hospitals")
+            table.add_row(_(_METHODS.get(method["name"], method["name"])), where, row.get("local", ""), row["federated"], row["pooled"])
+    out.print(table)
+    verdicts = {row["verdict"] for method in found.risk.report["prediction"]["methods"] for row in method["joining"]}
+    if verdicts <= {"no clear gain", "not shown"}:
+        out.print(_("Joining shows no clear gain for any hospital: age and the risk score rank patients little better than chance."),
+                  soft_wrap=True)  # fmt: skip
+    else:
+        for method in found.risk.report["prediction"]["methods"]:
+            for row in method["joining"]:
+                out.print(f"  {method['name']}, {row['site']}: {_(row['verdict'])}")
