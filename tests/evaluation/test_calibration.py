@@ -211,14 +211,10 @@ def test_patients_needed_says_none_where_no_number_is_enough(tumours):
     assert patients_needed(predictor, 0 * outcome, rng=np.random.default_rng(1), most=50, draws=50).patients is None
 
 
-def test_a_model_right_by_chance_at_first_does_not_count_as_enough():
-    rng = np.random.default_rng(6)
-    predictor = rng.normal(0, 0.1, 400)
-    outcome = (rng.random(400) < expit(predictor)).astype(float)
-    predictor += recalibrate(predictor, outcome, slope=False).intercept.value
-    found = patients_needed(predictor, outcome, rng=rng, prior_sd=0.2)
-    assert found.shares[min(found.shares)] < 1
-    assert all(share >= 0.9 for patients, share in found.shares.items() if patients >= found.patients)
+def test_every_number_tried_from_the_one_found_on_is_enough(tumours):
+    found = patients_needed(tumours[0] - 1.5, tumours[1], rng=np.random.default_rng(7))
+    assert min(found.shares) < found.patients < max(found.shares) == found.most
+    assert all((share >= 0.9) == (patients >= found.patients) for patients, share in found.shares.items())
 
 
 def test_risks_and_outcomes_that_make_no_sense_are_refused():

@@ -1,8 +1,10 @@
 """Drift monitors: about 5 % false alarms, the power they state, and "too few" below it. Seeded simulations."""
 
+from functools import cache
+
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import optimize, stats
 from scipy.special import expit
 
 from medfed.evaluation.calibration import RiskSums, risk_sums
@@ -13,9 +15,16 @@ EDGES = normal_edges(0, 1, 10)
 
 
 def sums(rng, rows, *, wrong_by=1.0, base=-1.5):
-    """A site's sums where the true odds of an event are its predicted ones, or the risks ``wrong_by`` times."""
+    """A site's sums where the intercept has moved so that observed over expected is ``wrong_by`` in the long run."""
     risk = expit(base + rng.normal(size=rows))
-    return risk_sums(risk, (rng.random(rows) < np.minimum(risk * wrong_by, 1)).astype(float))
+    return risk_sums(risk, (rng.random(rows) < expit(np.log(risk / (1 - risk)) + moved(wrong_by, base))).astype(float))
+
+
+@cache
+def moved(wrong_by, base):
+    usual = base + stats.norm.ppf((np.arange(1000) + 0.5) / 1000)
+    expected = wrong_by * expit(usual).sum()
+    return optimize.brentq(lambda change: expit(usual + change).sum() - expected, -9, 9)
 
 
 def binomial_limits(rate, drawn):
@@ -139,16 +148,19 @@ def test_the_number_asked_for_shows_risks_wrong_by_half_with_the_stated_power():
     rng = np.random.default_rng(5)
     rows = risk_drift(sums(rng, 50_000)).rows_needed
     drawn = 1000
-    too_high = sum(risk_drift(sums(rng, round(rows * 1.1), wrong_by=1 / 1.5)).verdict == "drift" for _ in range(drawn))
-    too_low = sum(risk_drift(sums(rng, round(rows * 1.1), wrong_by=1.5)).verdict == "drift" for _ in range(drawn))
-    assert 0.77 < too_high / drawn < 0.9
-    assert too_low >= too_high
+    too_high, too_low = (
+        sum(risk_drift(sums(rng, rows, wrong_by=factor)).p_value < 0.05 for _ in range(drawn)) / drawn
+        for factor in (1 / 1.5, 1.5)
+    )
+    assert too_high == pytest.approx(0.8, abs=0.05)
+    assert too_low > too_high
     assert risk_drift(sums(rng, 10 * rows, wrong_by=1.5)).verdict == "drift"
+    assert risk_drift(sums(rng, 10 * rows)).power > 0.99
 
 
 def test_risks_of_few_patients_are_not_judged():
     found = risk_drift(risk_sums(np.full(20, 0.1), np.ones(20)))
-    assert (found.verdict, found.ratio) == ("too few", 10)
+    assert (found.verdict, found.ratio) == ("too few", pytest.approx(10))
     assert found.text() == f"Risks: too few to judge (20 patients; {found.rows_needed} would show a large drift)."
     assert found.rows_needed > 400
 
