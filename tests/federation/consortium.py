@@ -11,7 +11,7 @@ from medfed.study import Study, study_from_dict
 GENEROUS = {"sum": 100.0, "count": 100.0, "reply": 100.0}
 
 
-def synthetic_study(sites: list[str], features: int = 4, **changes: object) -> Study:
+def synthetic_study(names: list[str], features: int = 4, **changes: object) -> Study:
     variables: dict[str, object] = {
         "event": {"meaning": "Outcome", "type": "code", "role": "outcome", "codes": {"no": "No", "yes": "Yes"}, "event": "yes"}
     }
@@ -33,7 +33,7 @@ def synthetic_study(sites: list[str], features: int = 4, **changes: object) -> S
         "privacy": {"sums": "strongest", "minimum_cell": 10},
         "evaluation": {"design": "none"},
         "seed": 7,
-        "sites": {"invited": sites, "minimum": 1},
+        "sites": {"invited": names, "minimum": 1},
         "limits": {"rows_per_site": 100000},
     }
     return study_from_dict(declared | changes)
