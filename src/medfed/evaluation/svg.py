@@ -22,8 +22,8 @@ SIZE = 13
 SMALL = 12
 
 _FAMILY = (
-    "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'PingFang SC', 'Microsoft YaHei', "
-    "'Noto Sans CJK SC', 'Noto Sans SC', sans-serif"
+    "'Helvetica Neue', Helvetica, Arial, 'Liberation Sans', 'PingFang SC', 'Microsoft YaHei', 'Noto Sans CJK SC', "
+    "'Noto Sans SC', sans-serif"
 )
 
 
@@ -160,11 +160,11 @@ def text_width(content: str, size: int = SIZE) -> float:
         if unicodedata.east_asian_width(letter) in "WF":
             total += 1.0
         elif letter in "iljtfrI.,:;'|!()[] ·":
-            total += 0.34
+            total += 0.36
         elif letter.isupper() or letter in "mwMW%@—−":
-            total += 0.72
+            total += 0.75
         else:
-            total += 0.57
+            total += 0.6
     return total * size
 
 
@@ -198,7 +198,7 @@ def _pieces(content: str, width: float, size: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Scale:
-    """Values from low to high drawn from ``start`` to ``stop``; ``log`` for ratios. ticks: the values that are named."""
+    """Values from low to high drawn from ``start`` to ``stop``, ``log`` for ratios. ticks: the values to name."""
 
     low: float
     high: float
@@ -236,7 +236,9 @@ def linear_scale(low: float, high: float, start: float, stop: float, *, most: in
         low, high = low - 0.5, high + 0.5
     step = _round_step((high - low) / max(most, 1))
     first, last = (math.ceil, math.floor) if snug else (math.floor, math.ceil)
-    begin, end = first(low / step - 1e-9), last(high / step + 1e-9)
+    # A limit that is a tick but for rounding error counts as that tick.
+    slack = 1e-9 if snug else -1e-9
+    begin, end = first(low / step - slack), last(high / step + slack)
     ticks = tuple(round(index * step, 12) for index in range(begin, end + 1))
     if not snug:
         low, high = ticks[0], ticks[-1]
