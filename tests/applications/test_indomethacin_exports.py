@@ -22,7 +22,9 @@ from medfed.applications.indomethacin.exports import (
     write_followup,
 )
 from medfed.applications.indomethacin.pooled import pooled_answer
-from medfed.data import StudyTable, build_table, load_site
+from medfed.data.build import build_table
+from medfed.data.site_folder import load_site, write_pseudonym_key
+from medfed.data.table import StudyTable
 from medfed.errors import MappingError, MedfedError
 from medfed.study import Study, load_study
 
@@ -40,11 +42,12 @@ SITE_OF = {"1_UM": "michigan", "2_IU": "indiana", "3_UK": "kentucky", "4_Case": 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the four site folders: site.yaml and export, nothing else."""
+    """A folder with the four site folders: site.yaml, export and pseudonym key, nothing else."""
     folder = tmp_path_factory.mktemp("demo")
     write_exports(folder)
     for site in SITES:
         shutil.copy(example("indomethacin") / "sites" / site / "site.yaml", folder / "sites" / site)
+        write_pseudonym_key(folder / "sites" / site)
     return folder
 
 
@@ -156,7 +159,7 @@ def test_no_identifier_reaches_a_study_table(demo: Path, tables: dict[str, Study
 
 def test_an_edited_export_moves_the_table(demo: Path, studies: dict[str, Study], tmp_path: Path) -> None:
     folder = tmp_path / "kentucky"
-    shutil.copytree(demo / "sites" / "kentucky", folder, ignore=shutil.ignore_patterns("tables", "keys"))
+    shutil.copytree(demo / "sites" / "kentucky", folder, ignore=shutil.ignore_patterns("tables"))
     export = folder / "data" / Path(KENTUCKY_EXPORT).name
     lines = export.read_text("latin-1").splitlines()
     position = next(i for i, line in enumerate(lines[1:], 1) if line.split("\t")[8] == "2")
@@ -192,9 +195,7 @@ def test_pooled_answer_is_the_published_one(
     assert answer["adjusted_odds_ratio_interval"] == pytest.approx(odds_interval, abs=5e-4)
 
 
-def test_pooled_answer_solves_the_score_equations(
-    tables: dict[str, StudyTable], studies: dict[str, Study]
-) -> None:
+def test_pooled_answer_solves_the_score_equations(tables: dict[str, StudyTable], studies: dict[str, Study]) -> None:
     pytest.importorskip("statsmodels")
     study = studies["indomethacin"]
     answer = pooled_answer(study, {site: tables[site].on("all") for site in ("michigan", "indiana")})
@@ -206,9 +207,7 @@ def test_pooled_answer_solves_the_score_equations(
     assert np.abs(score).max() < 1e-9
 
 
-def test_pooled_answer_says_when_there_is_none(
-    tables: dict[str, StudyTable], studies: dict[str, Study]
-) -> None:
+def test_pooled_answer_says_when_there_is_none(tables: dict[str, StudyTable], studies: dict[str, Study]) -> None:
     pytest.importorskip("statsmodels")
     with pytest.raises(MedfedError, match="separates"):
         pooled_answer(studies["indomethacin"], {"case": tables["case"].on("all")})

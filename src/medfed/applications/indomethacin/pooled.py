@@ -37,9 +37,7 @@ def pooled_answer(study: Study, hospitals: Mapping[str, Rows]) -> dict[str, Any]
     Raises MedfedError if statsmodels is missing, there are no hospitals, or the regression has no answer.
     """
     if not hospitals:
-        raise MedfedError(
-            "No hospital was counted, so there is nothing to compare; see why each was held back."
-        )
+        raise MedfedError("No hospital was counted, so there is nothing to compare; see why each was held back.")
     parts = [hospitals[name].arrays("features", "outcome", "arm") for name in sorted(hospitals)]
     features, outcome, arm = (np.concatenate([part[i] for part in parts]) for i in range(3))
     names = [column.name for column in study.design.columns]
@@ -80,8 +78,7 @@ def _logit(features: NDArray[Any], outcome: NDArray[Any]) -> tuple[NDArray[Any],
         statsmodels: Any = importlib.import_module("statsmodels.api")
     except ImportError:
         raise MedfedError(
-            "The comparison with pooled data needs statsmodels, which is not installed; "
-            "run: pip install 'medfed[demo]'"
+            "The comparison with pooled data needs statsmodels, which is not installed; run: pip install 'medfed[demo]'"
         ) from None
     try:
         with warnings.catch_warnings():
