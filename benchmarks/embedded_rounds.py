@@ -39,7 +39,13 @@ def study_of(sites: int, method: str, rounds: int) -> Study:
         "event": {"meaning": "e", "type": "code", "role": "outcome", "codes": {"no": "n", "yes": "y"}, "event": "yes"}
     }
     for index in range(FEATURES):
-        variables[f"x{index}"] = {"meaning": "x", "type": "number", "role": "covariate", "unit": "1", "range": [-20, 20]}
+        variables[f"x{index}"] = {
+            "meaning": "x",
+            "type": "number",
+            "role": "covariate",
+            "unit": "1",
+            "range": [-20, 20],
+        }
     return study_from_dict(
         {
             "medfed": 1,
@@ -65,7 +71,9 @@ def tables_of(study: Study) -> dict[str, StudyTable]:
     return tables
 
 
-def whole_rounds(sites: int, method_name: str, durability: Any, rounds: int, twins: bool = True) -> tuple[float, Any, Study]:
+def whole_rounds(
+    sites: int, method_name: str, durability: Any, rounds: int, twins: bool = True
+) -> tuple[float, Any, Study]:
     """Median milliseconds a round, and the engine and study for the mathematics alone."""
     study = study_of(sites, method_name, rounds)
     method = find_method(study)
@@ -123,7 +131,9 @@ def main() -> None:
     parser.add_argument("--sites", type=int, nargs="+", default=[4, 100, 1000])
     parser.add_argument("--rounds", type=int, default=40)
     options = parser.parse_args()
-    print(f"{'method':10} {'sites':>6} {'process':>9} {'call':>9} {'no twins':>9} {'twin':>8} {'loop':>8}   milliseconds a round")
+    print(
+        f"{'method':10} {'sites':>6} {'process':>9} {'call':>9} {'no twins':>9} {'twin':>8} {'loop':>8}   milliseconds a round"
+    )
     for method in METHODS:
         for sites in options.sites:
             rounds = options.rounds if sites <= 100 else max(options.rounds // 4, 6)

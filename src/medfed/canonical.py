@@ -21,7 +21,7 @@ from medfed.errors import LedgerError
 
 Tree = Mapping[str, Any]
 
-_NAMES = {
+_NAMES: dict[np.dtype[Any], str] = {
     np.dtype("<f8"): "F64",
     np.dtype("<f4"): "F32",
     np.dtype("<i8"): "I64",

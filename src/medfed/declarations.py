@@ -20,7 +20,11 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp")]
+    first: [
+        (tag, pattern)
+        for tag, pattern in resolvers
+        if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp")
+    ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 
@@ -42,7 +46,8 @@ def _plain(
     if isinstance(node, yaml.SequenceNode):
         return [_plain(item, (*path, str(index)), lines, source, error) for index, item in enumerate(node.value)]
     value = _Loader("").construct_object(node)
-    if node.tag == "tag:yaml.org,2002:str" and node.value in ("true", "false") and node.style is None:
+    plain = isinstance(node, yaml.ScalarNode) and node.style is None
+    if plain and node.value in ("true", "false"):
         return node.value == "true"
     return value
 
@@ -92,12 +97,16 @@ def _sentences(problem: ValidationError, lines: Lines, source: str, model: type[
                 path, message = below, rest
         elif error["type"] == "extra_forbidden":
             close = difflib.get_close_matches(path[-1], _keys_at(model, path[:-1]), 1)
-            message = f"there is no key {path[-1]!r} here" + (f"; did you mean {close[0]!r}?" if close else "; remove it")
+            message = f"there is no key {path[-1]!r} here" + (
+                f"; did you mean {close[0]!r}?" if close else "; remove it"
+            )
         elif error["type"] == "missing":
             message = f"the key {path[-1]!r} is missing; add it"
         elif error["type"] == "literal_error":
             message = f"{error['input']!r} is not possible here; choose {error['ctx']['expected']}"
-            close = difflib.get_close_matches(str(error["input"]), error["ctx"]["expected"].replace("'", "").split(" or "), 1)
+            close = difflib.get_close_matches(
+                str(error["input"]), error["ctx"]["expected"].replace("'", "").split(" or "), 1
+            )
             message += f" (did you mean {close[0]!r}?)" if close else ""
         elif error["type"] == "string_pattern_mismatch":
             message = f"{error['input']!r} does not have the form {error['ctx']['pattern']}"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from medfed.data.table import StudyTable
 from medfed.study import Study, study_from_dict
 
@@ -13,7 +14,13 @@ GENEROUS = {"sum": 100.0, "count": 100.0, "reply": 100.0}
 
 def synthetic_study(names: list[str], features: int = 4, **changes: object) -> Study:
     variables: dict[str, object] = {
-        "event": {"meaning": "Outcome", "type": "code", "role": "outcome", "codes": {"no": "No", "yes": "Yes"}, "event": "yes"}
+        "event": {
+            "meaning": "Outcome",
+            "type": "code",
+            "role": "outcome",
+            "codes": {"no": "No", "yes": "Yes"},
+            "event": "yes",
+        }
     }
     for index in range(features):
         variables[f"x{index}"] = {

@@ -15,6 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from consortium import GENEROUS, fixed_keys, synthetic_study, synthetic_tables
+
 from medfed.canonical import pack
 from medfed.engines.what_if import what_if
 from medfed.errors import FederationError
@@ -64,8 +65,13 @@ class LateSites:
 
 
 def study_of(method: str):
-    use = {"newton": "medfed:medfed.methods.newton.Newton", "scaffold": "medfed:medfed.methods.scaffold.Scaffold"}[method]
-    settings = {"newton": {"tolerance": 1e-9}, "scaffold": {"rounds": 12, "participation": 0.7, "batch": 8, "rate": 0.2}}[method]
+    use = {"newton": "medfed:medfed.methods.newton.Newton", "scaffold": "medfed:medfed.methods.scaffold.Scaffold"}[
+        method
+    ]
+    settings = {
+        "newton": {"tolerance": 1e-9},
+        "scaffold": {"rounds": 12, "participation": 0.7, "batch": 8, "rate": 0.2},
+    }[method]
     return synthetic_study(SITES, method={"use": use, "settings": settings})
 
 
@@ -82,7 +88,9 @@ def main(folder: Path, method_name: str, late: str, kill_at: int) -> None:
     engine.doors[0].store.db.set_trace_callback(points.statement)
     proxy = LateSites(engine, late, points)
     while True:
-        runner = Runner(folder / "coordinator", proxy, study, durability="process", public_keys=public, clock=lambda: start)
+        runner = Runner(
+            folder / "coordinator", proxy, study, durability="process", public_keys=public, clock=lambda: start
+        )
         runner.store.db.set_trace_callback(points.statement)
         try:
             result = runner.execute(method)
@@ -94,7 +102,9 @@ def main(folder: Path, method_name: str, late: str, kill_at: int) -> None:
             runner.store.db.set_trace_callback(None)
             runner.close()
     (folder / "result").write_bytes(pack(result))
-    (folder / "points").write_text(f"{points.count}\n" + "\n".join(f"{n}\t{c}" for n, c in sorted(points.names.items())))
+    (folder / "points").write_text(
+        f"{points.count}\n" + "\n".join(f"{n}\t{c}" for n, c in sorted(points.names.items()))
+    )
 
 
 if __name__ == "__main__":

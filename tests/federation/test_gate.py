@@ -8,22 +8,32 @@ from typing import Any
 import numpy as np
 import pytest
 from consortium import GENEROUS, fixed_keys, synthetic_columns, synthetic_study, synthetic_tables
+from medfed_test_plugin import hostile
+
 from medfed.data.table import StudyTable
 from medfed.engines.what_if import what_if
 from medfed.federation import gate
 from medfed.federation.call import Answer, Call, Failure, Own
-from medfed.federation.door import NOT_APPROVED_STEP, OTHER_QUESTION, PACKAGE_CHANGED, STEP_RAISED, TOO_MANY_MODELS, Doors
+from medfed.federation.door import (
+    NOT_APPROVED_STEP,
+    OTHER_QUESTION,
+    PACKAGE_CHANGED,
+    STEP_RAISED,
+    TOO_MANY_MODELS,
+    Doors,
+)
 from medfed.federation.packages import find_method, step_name
 from medfed.federation.policy import Policy
 from medfed.federation.step import Step
 from medfed.methods import newton, standardise
 from medfed.methods.treatment_effect import arm_by_outcome
 from medfed.study import Study, study_from_dict
-from medfed_test_plugin import hostile
 
 PLUGIN = {"packages": {"medfed": {}, "medfed-test-plugin": {}}, "steps": ["medfed:*", "medfed-test-plugin:*"]}
 DEFAULT = Policy.model_validate(PLUGIN)
-OPEN = Policy.model_validate({**PLUGIN, **dict(minimum_cell=1, minimum_patients=1, values_per_patient=GENEROUS, site_terms_visible=True)})
+OPEN = Policy.model_validate(
+    {**PLUGIN, **dict(minimum_cell=1, minimum_patients=1, values_per_patient=GENEROUS, site_terms_visible=True)}
+)
 
 
 def ask(doors: Doors, asked: Step, *, study: Study | None = None, part: str = "train", round_: int = 1, ordinal: int = 0,
@@ -42,7 +52,14 @@ def doors_for(
 ) -> Doors:
     tables = synthetic_tables(study, [rows, rows])
     engine, _ = what_if(
-        tmp_path, tables, study, [find_method(study)], policy=policy, steps=asked, keys=fixed_keys(list(tables)), **options
+        tmp_path,
+        tables,
+        study,
+        [find_method(study)],
+        policy=policy,
+        steps=asked,
+        keys=fixed_keys(list(tables)),
+        **options,
     )
     return engine.doors[0]
 
@@ -75,7 +92,9 @@ def study() -> Study:
     ],
     ids=lambda value: value.name.rpartition(".")[2] if isinstance(value, Step) else "",
 )
-def test_a_release_that_breaks_its_declaration_is_held(tmp_path: Path, study: Study, asked: Step, expected: str) -> None:
+def test_a_release_that_breaks_its_declaration_is_held(
+    tmp_path: Path, study: Study, asked: Step, expected: str
+) -> None:
     doors = doors_for(tmp_path, study, [asked])
     before = doors.store.db.execute("select count(*) from ledger").fetchone()
     assert reason(ask(doors, asked)) == expected
@@ -147,7 +166,13 @@ def test_without_the_rule_the_isolating_question_gives_a_patients_features(tmp_p
 
 
 def small_effect_study(**changes: Any) -> Study:
-    arm = {"meaning": "Arm", "type": "code", "role": "arm", "codes": {"control": "c", "treated": "t"}, "reference": "control"}
+    arm = {
+        "meaning": "Arm",
+        "type": "code",
+        "role": "arm",
+        "codes": {"control": "c", "treated": "t"},
+        "reference": "control",
+    }
     base = synthetic_study(["a", "b"])
     declared = base.model_dump(mode="json")
     declared["variables"] = {**declared["variables"], "arm": arm}
@@ -166,9 +191,16 @@ def effect_table(study: Study, cells: list[list[int]]) -> StudyTable:
 
 @pytest.mark.parametrize(
     ("cells", "held"),
-    [([[62, 25], [66, 11]], False), ([[62, 25], [66, 9]], True), ([[11, 1], [9, 1]], True), ([[62, 0], [66, 30]], True)],
+    [
+        ([[62, 25], [66, 11]], False),
+        ([[62, 25], [66, 9]], True),
+        ([[11, 1], [9, 1]], True),
+        ([[62, 0], [66, 30]], True),
+    ],
 )
-def test_arm_by_outcome_cells_decide_whether_a_site_contributes(tmp_path: Path, cells: list[list[int]], held: bool) -> None:
+def test_arm_by_outcome_cells_decide_whether_a_site_contributes(
+    tmp_path: Path, cells: list[list[int]], held: bool
+) -> None:
     study = small_effect_study()
     tables = {"a": effect_table(study, cells), "b": effect_table(study, [[50, 50], [50, 50]])}
     engine, _ = what_if(tmp_path, tables, study, [find_method(study)], keys=fixed_keys(["a", "b"]))
@@ -182,7 +214,12 @@ def test_arm_by_outcome_cells_decide_whether_a_site_contributes(tmp_path: Path, 
 def test_products_of_binary_covariates_are_counts(tmp_path: Path) -> None:
     """A covariate held by 5 patients would stand in the information matrix at beta = 0."""
     base = synthetic_study(["a", "b"]).model_dump(mode="json")
-    base["variables"]["rare"] = {"meaning": "Rare", "type": "code", "role": "covariate", "codes": {"no": "n", "yes": "y"}}
+    base["variables"]["rare"] = {
+        "meaning": "Rare",
+        "type": "code",
+        "role": "covariate",
+        "codes": {"no": "n", "yes": "y"},
+    }
     study = study_from_dict(base)
     for carriers, held in ((5, True), (60, False)):
         columns = synthetic_columns(200, 4, 3) | {"rare": np.where(np.arange(200) % 200 < carriers, "yes", "no")}
@@ -205,8 +242,12 @@ def test_a_count_of_three_by_subtraction_of_two_cohorts_is_refused(tmp_path: Pat
         for study, rows in ((everyone, 150), (fewer, 147)):
             if rule == "off":
                 study = with_minimum_cell_of_one(study)
-            table = StudyTable.from_columns(study, {k: v[:rows] for k, v in columns.items()}, pseudonyms=pseudonyms[:rows])
-            engine, _ = what_if(tmp_path / rule, {"a": table, "b": table}, study, [find_method(study)], policy=policy, keys=keys)
+            table = StudyTable.from_columns(
+                study, {k: v[:rows] for k, v in columns.items()}, pseudonyms=pseudonyms[:rows]
+            )
+            engine, _ = what_if(
+                tmp_path / rule, {"a": table, "b": table}, study, [find_method(study)], policy=policy, keys=keys
+            )
             answers.append(ask(engine.doors[0], standardise.moments))
             engine.doors[0].store.db.close()
         assert isinstance(answers[0], Answer)
@@ -253,7 +294,9 @@ def test_a_part_that_a_step_does_not_read_is_refused(tmp_path: Path, study: Stud
     assert "part" in reason(ask(doors, standardise.moments, part="test"))
 
 
-def test_another_question_under_the_same_key_is_refused_and_the_same_gives_the_same_bytes(tmp_path: Path, study: Study) -> None:
+def test_another_question_under_the_same_key_is_refused_and_the_same_gives_the_same_bytes(
+    tmp_path: Path, study: Study
+) -> None:
     doors = doors_for(tmp_path, study, [])
     first = ask(doors, newton.logistic_terms, **newton_inputs(study, 0.0))
     again = ask(doors, newton.logistic_terms, **newton_inputs(study, 0.0))
@@ -292,7 +335,9 @@ def test_a_sum_of_one_site_needs_its_policys_word(tmp_path: Path, study: Study) 
     assert isinstance(ask(open_doors, standardise.moments, roster=("a",)), Answer)
 
 
-def test_a_package_whose_files_changed_is_refused(tmp_path: Path, study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_whose_files_changed_is_refused(
+    tmp_path: Path, study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import medfed.federation.door as door
 
     doors = doors_for(tmp_path, study, [])
@@ -304,13 +349,19 @@ def test_a_package_whose_files_changed_is_refused(tmp_path: Path, study: Study, 
 def test_test_rows_are_opened_for_the_named_models_only(tmp_path: Path) -> None:
     from medfed.evaluation.steps import overall
 
-    study = synthetic_study(
-        ["a", "b"], parts={"kind": "folds", "folds": 2}, evaluation={"design": "cross_validation"}
-    )
+    study = synthetic_study(["a", "b"], parts={"kind": "folds", "folds": 2}, evaluation={"design": "cross_validation"})
     doors = doors_for(tmp_path, study, [overall], rows=200)
     p = len(study.design.columns)
     answers = [
-        ask(doors, overall, part="test", ordinal=k, models=np.full((2, p), k / 100), centres=np.zeros((2, p)), scales=np.ones((2, p)))
+        ask(
+            doors,
+            overall,
+            part="test",
+            ordinal=k,
+            models=np.full((2, p), k / 100),
+            centres=np.zeros((2, p)),
+            scales=np.ones((2, p)),
+        )
         for k in range(study.test_models + 2)
     ]
     assert [isinstance(answer, Answer) for answer in answers] == [True] * study.test_models + [False] * 2
@@ -320,7 +371,9 @@ def test_test_rows_are_opened_for_the_named_models_only(tmp_path: Path) -> None:
 def test_inputs_of_another_shape_are_refused(tmp_path: Path, study: Study) -> None:
     doors = doors_for(tmp_path, study, [])
     assert "shape" in reason(ask(doors, newton.logistic_terms, beta=np.zeros(2), centre=np.zeros(2), scale=np.ones(2)))
-    assert "dimensions" in reason(ask(doors, newton.logistic_terms, beta=np.zeros((2, 2)), centre=np.zeros(5), scale=np.ones(5)))
+    assert "dimensions" in reason(
+        ask(doors, newton.logistic_terms, beta=np.zeros((2, 2)), centre=np.zeros(5), scale=np.ones(5))
+    )
     inputs = newton_inputs(study, 0.0)
     assert "does not declare" in reason(ask(doors, newton.logistic_terms, extra=np.zeros(1), **inputs))
     del inputs["scale"]

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from kill_worker import COST
+
 from medfed.canonical import unpack
 from medfed.federation.ledger import verify_ledger
 from medfed.federation.runner import status_of
@@ -62,7 +63,8 @@ def check_control(folder: Path) -> None:
     total = np.zeros_like(result["control_sum"])
     for site, key in sorted(counted.items()):
         (data,) = db.execute(
-            "select bytes from keep where site=? and slot='control' and call=(select id from call where key=?)", (site, key)
+            "select bytes from keep where site=? and slot='control' and call=(select id from call where key=?)",
+            (site, key),
         ).fetchone()
         total = total + unpack(data)["control"]
     assert (total == result["control_sum"]).all()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from consortium import fixed_keys, synthetic_study, synthetic_tables
+
 from medfed.engines.what_if import what_if
 from medfed.errors import FederationError, LedgerError
 from medfed.federation.ledger import SignedHead, append_event, is_head_signed, open_store, rows_of, verify_ledger

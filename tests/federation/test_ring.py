@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from medfed.errors import PolicyViolation
 from medfed.federation.ring import decode, encode, limbs_needed, on_grid
 

@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from consortium import fixed_keys, synthetic_study, synthetic_tables
+from medfed_test_plugin import hostile
+
 from medfed.engines.embedded import Embedded
 from medfed.engines.what_if import what_if
 from medfed.errors import FederationError
@@ -19,7 +21,6 @@ from medfed.federation.runner import Runner, status_of
 from medfed.methods.newton import Newton
 from medfed.methods.standardise import moments
 from medfed.study import Study
-from medfed_test_plugin import hostile
 
 SITES = ["a", "b", "c"]
 WITH_PLUGIN = Policy.model_validate(
@@ -32,7 +33,9 @@ def study_with(**changes: Any) -> Study:
 
 
 def engine_for(folder: Path, study: Study, methods: list[Any], **options: Any) -> tuple[Embedded, dict[str, str]]:
-    return what_if(folder / "sites", synthetic_tables(study, [120, 90, 60]), study, methods, keys=fixed_keys(SITES), **options)
+    return what_if(
+        folder / "sites", synthetic_tables(study, [120, 90, 60]), study, methods, keys=fixed_keys(SITES), **options
+    )
 
 
 def runner_for(folder: Path, engine: Any, study: Study) -> Runner:
@@ -81,7 +84,9 @@ def test_too_few_sites_stop_the_run_and_the_same_question_is_asked_on_resume(tmp
     runner.close()
     assert result["sites"] == SITES
     db = engine.doors[0].store.db
-    repeated = db.execute("select site, call, count(*) from ledger where kind='release' group by 1, 2 having count(*)>1")
+    repeated = db.execute(
+        "select site, call, count(*) from ledger where kind='release' group by 1, 2 having count(*)>1"
+    )
     assert repeated.fetchall() == []
     assert status_of(tmp_path / "coordinator")[0].state == "finished"
 
@@ -209,7 +214,9 @@ def test_a_child_gives_what_the_method_gives_alone(tmp_path: Path) -> None:
 
 
 def test_a_second_run_under_another_name_draws_the_same(tmp_path: Path) -> None:
-    study = study_with(method={"use": "medfed:medfed.methods.fedavg.FedAvg", "settings": {"rounds": 5, "participation": 0.7}})
+    study = study_with(
+        method={"use": "medfed:medfed.methods.fedavg.FedAvg", "settings": {"rounds": 5, "participation": 0.7}}
+    )
     method = find_method(study)
     engine, _ = engine_for(tmp_path, study, [method])
     runner = runner_for(tmp_path, engine, study)

@@ -8,6 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import statsmodels.api as sm
+from sklearn.datasets import load_breast_cancer, load_diabetes
+from sklearn.linear_model import LogisticRegression
+
 from medfed.data.table import StudyTable
 from medfed.engines.what_if import what_if
 from medfed.errors import FederationError
@@ -18,11 +21,9 @@ from medfed.federation.runner import Runner
 from medfed.methods.newton import in_study_units
 from medfed.methods.recalibration import Recalibration
 from medfed.study import Study, study_from_dict
-from sklearn.datasets import load_breast_cancer, load_diabetes
-from sklearn.linear_model import LogisticRegression
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "federation"))
-from consortium import GENEROUS, fixed_keys, synthetic_study, synthetic_tables  # noqa: E402
+from consortium import GENEROUS, fixed_keys, synthetic_study, synthetic_tables
 
 SITES = ["a", "b", "c", "d"]
 OPEN = Policy(values_per_patient=GENEROUS)
@@ -37,7 +38,13 @@ def study_of(frame: pd.DataFrame, outcome: str, method: str, settings: dict[str,
         if name != outcome:
             variables[str(name)] = {**number, "role": "covariate", "missing": "mean"}
         elif binary:
-            variables[outcome] = {"meaning": outcome, "type": "code", "role": "outcome", "codes": {"no": "n", "yes": "y"}, "event": "yes"}
+            variables[outcome] = {
+                "meaning": outcome,
+                "type": "code",
+                "role": "outcome",
+                "codes": {"no": "n", "yes": "y"},
+                "event": "yes",
+            }
         else:
             variables[outcome] = {**number, "role": "outcome"}
     return study_from_dict(
@@ -65,7 +72,9 @@ def tables_of(study: Study, frame: pd.DataFrame, outcome: str, binary: bool = Tr
 
 def run(tmp_path: Path, study: Study, tables: dict[str, StudyTable], **options: Any) -> dict[str, Any]:
     method = find_method(study)
-    engine, public = what_if(tmp_path / "sites", tables, study, [method], policy=OPEN, keys=fixed_keys(list(tables)), **options)
+    engine, public = what_if(
+        tmp_path / "sites", tables, study, [method], policy=OPEN, keys=fixed_keys(list(tables)), **options
+    )
     runner = Runner(tmp_path / "coordinator", engine, study, durability="process", public_keys=public)
     try:
         return dict(runner.execute(method))
@@ -77,7 +86,9 @@ def run(tmp_path: Path, study: Study, tables: dict[str, StudyTable], **options: 
 def cancer() -> pd.DataFrame:
     """569 patients of the Wisconsin breast cancer data, six features that do not separate the outcome."""
     data = load_breast_cancer(as_frame=True)
-    frame = data.frame[["mean radius", "mean texture", "mean smoothness", "mean symmetry", "mean fractal dimension"]].copy()
+    frame = data.frame[
+        ["mean radius", "mean texture", "mean smoothness", "mean symmetry", "mean fractal dimension"]
+    ].copy()
     frame.columns = [name.replace(" ", "-") for name in frame.columns]
     frame["malignant"] = 1 - data.target
     return frame
@@ -114,7 +125,9 @@ def test_ridge_equals_scikit_learn(tmp_path: Path, cancer: pd.DataFrame) -> None
     result = run(tmp_path, study, tables)
     x = cancer.drop(columns="malignant").to_numpy(float)
     x = (x - x.mean(0)) / x.std(0)
-    pooled = LogisticRegression(C=1 / 5.0, tol=1e-12, solver="newton-cholesky", max_iter=500).fit(x, cancer["malignant"])
+    pooled = LogisticRegression(C=1 / 5.0, tol=1e-12, solver="newton-cholesky", max_iter=500).fit(
+        x, cancer["malignant"]
+    )
     assert np.abs(result["coefficients"][1:] - pooled.coef_[0]).max() < 1e-6
     assert abs(result["coefficients"][0] - pooled.intercept_[0]) < 1e-6
 
@@ -132,9 +145,21 @@ def test_standardisation_equals_pandas(tmp_path: Path, cancer: pd.DataFrame) -> 
 @pytest.mark.parametrize(
     ("method", "settings", "tolerance"),
     [
-        ("gradients.GradientAggregation", {"optimiser": "momentum", "rate": 2.0, "rounds": 3000, "tolerance": 1e-8, "l2": 0.01}, 1e-5),
-        ("gradients.GradientAggregation", {"optimiser": "plain", "rate": 2.0, "rounds": 4000, "tolerance": 1e-8, "l2": 0.01}, 1e-5),
-        ("gradients.GradientAggregation", {"optimiser": "adam", "rate": 0.05, "rounds": 3000, "tolerance": 1e-7, "l2": 0.01}, 1e-4),
+        (
+            "gradients.GradientAggregation",
+            {"optimiser": "momentum", "rate": 2.0, "rounds": 3000, "tolerance": 1e-8, "l2": 0.01},
+            1e-5,
+        ),
+        (
+            "gradients.GradientAggregation",
+            {"optimiser": "plain", "rate": 2.0, "rounds": 4000, "tolerance": 1e-8, "l2": 0.01},
+            1e-5,
+        ),
+        (
+            "gradients.GradientAggregation",
+            {"optimiser": "adam", "rate": 0.05, "rounds": 3000, "tolerance": 1e-7, "l2": 0.01},
+            1e-4,
+        ),
         ("gradients.FedSGD", {"rate": 0.5, "rounds": 400, "batch": 10000, "l2": 0.01}, 1e-2),
         ("fedavg.FedAvg", {"rate": 0.5, "rounds": 400, "batch": 10000, "local_epochs": 1, "l2": 0.01}, 1e-2),
         ("scaffold.Scaffold", {"rate": 0.05, "rounds": 600, "batch": 16, "local_epochs": 1, "l2": 0.01}, 0.15),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from medfed.data.table import StudyTable
 from medfed.engines.what_if import what_if
 from medfed.federation.call import Call
@@ -19,7 +20,7 @@ from medfed.methods.newton import Newton, logistic_terms
 from medfed.methods.scaffold import Scaffold, corrected_training
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "federation"))
-from consortium import fixed_keys, synthetic_columns, synthetic_study, synthetic_tables  # noqa: E402
+from consortium import fixed_keys, synthetic_columns, synthetic_study, synthetic_tables
 
 TWINS = [
     (logistic_terms, "newton.Newton", {}),
@@ -34,10 +35,14 @@ def test_every_twin_is_in_this_list() -> None:
     assert declared == {step for step, _, _ in TWINS}
 
 
-@pytest.mark.parametrize(("asked", "method", "chosen"), TWINS, ids=lambda v: v.name.rpartition(".")[2] if isinstance(v, Step) else "")
+@pytest.mark.parametrize(
+    ("asked", "method", "chosen"), TWINS, ids=lambda v: v.name.rpartition(".")[2] if isinstance(v, Step) else ""
+)
 @settings(max_examples=15, deadline=None)
 @given(rows=st.lists(st.integers(12, 60), min_size=2, max_size=6), seed=st.integers(0, 10_000), missing=st.booleans())
-def test_a_twin_equals_its_step(tmp_path_factory, asked: Step, method: str, chosen: dict, rows: list[int], seed: int, missing: bool) -> None:
+def test_a_twin_equals_its_step(
+    tmp_path_factory, asked: Step, method: str, chosen: dict, rows: list[int], seed: int, missing: bool
+) -> None:
     names = [f"s{i}" for i in range(len(rows))]
     study = synthetic_study(names, method={"use": f"medfed:medfed.methods.{method}", "settings": chosen})
     rng = np.random.default_rng(seed)
@@ -60,7 +65,9 @@ def test_a_twin_equals_its_step(tmp_path_factory, asked: Step, method: str, chos
     if asked.keeps:
         kept = [{k: rng.normal(size=shape_of(v, sizes)) for k, v in asked.keeps.shapes.items()} for _ in names]
     stacked = door._run_stacked(call, asked, sizes, names, kept)
-    good, release, keep, _, effective, failed = door._run_each(call, asked, sizes, names, dict.fromkeys(names, NO_OWN), kept)
+    good, release, keep, _, effective, failed = door._run_each(
+        call, asked, sizes, names, dict.fromkeys(names, NO_OWN), kept
+    )
     assert good == names
     assert not failed
     for name, one_by_one in release.items():
@@ -85,7 +92,12 @@ def test_a_run_with_twins_gives_the_same_model(tmp_path: Path, method: str) -> N
     results = []
     for twins in (True, False):
         engine, public = what_if(
-            tmp_path / str(twins) / "s", synthetic_tables(study, [80, 50, 33]), study, [find_method(study)], twins=twins, keys=fixed_keys(names)
+            tmp_path / str(twins) / "s",
+            synthetic_tables(study, [80, 50, 33]),
+            study,
+            [find_method(study)],
+            twins=twins,
+            keys=fixed_keys(names),
         )
         runner = Runner(tmp_path / str(twins) / "c", engine, study, durability="process", public_keys=public)
         results.append(runner.execute(find_method(study))["coefficients"])

@@ -15,7 +15,9 @@ _METHODS = {"main": "exact", "fedavg": "FedAvg"}
 
 
 def demo(
-    folder: Annotated[Path, typer.Option(help="Where to put the four hospitals, the coordinator and the reports.")] = Path("demo-output"),
+    folder: Annotated[
+        Path, typer.Option(help="Where to put the four hospitals, the coordinator and the reports.")
+    ] = Path("demo-output"),
     fresh: Annotated[bool, typer.Option("--fresh", help="Write the exports anew, also where you edited them.")] = False,
     lang: Language = "en",
     json: AsJson = False,
@@ -78,7 +80,11 @@ def _show(found: Walkthrough, lang: str) -> None:
         count=found.applied.predicted, joined=feedback.joined, observed=feedback.observed, expected=feedback.expected))  # fmt: skip
     out.print("  " + feedback.risk.text(_), soft_wrap=True)
     out.print()
-    out.print(_("Every ledger holds: {rows} rows, none edited, removed or cut off").format(rows=sum(found.ledger_rows.values())))
+    out.print(
+        _("Every ledger holds: {rows} rows, none edited, removed or cut off").format(
+            rows=sum(found.ledger_rows.values())
+        )
+    )
     out.print(_("Reports:"))
     for path in figures["reports"]:
         out.print(f"  {path}", soft_wrap=True, markup=False)
@@ -94,12 +100,20 @@ def _show_prediction(found: Walkthrough, lang: str) -> None:
         cells: dict[Any, dict[str, str]] = {}
         for result in method["results"]:
             shown = result["auc"] is not None
-            text = f"{result['auc']:.2f} ({result['auc_low']:.2f}–{result['auc_high']:.2f})" if shown else _("not shown")
+            text = (
+                f"{result['auc']:.2f} ({result['auc_low']:.2f}–{result['auc_high']:.2f})" if shown else _("not shown")
+            )
             cells.setdefault(result["site"], {})[result["where"]] = text
         for site in (None, *[site for site in cells if site]):
             row = cells[site]
             where = site or _("all, within hospitals")
-            table.add_row(_(_METHODS.get(method["name"], method["name"])), where, row.get("local", ""), row["federated"], row["pooled"])
+            table.add_row(
+                _(_METHODS.get(method["name"], method["name"])),
+                where,
+                row.get("local", ""),
+                row["federated"],
+                row["pooled"],
+            )
     out.print(table)
     verdicts = {row["verdict"] for method in found.risk.report["prediction"]["methods"] for row in method["joining"]}
     if verdicts <= {"no clear gain", "not shown"}:

@@ -17,7 +17,7 @@ from medfed.errors import FederationError
 from medfed.evaluation.consortium_run import ConsortiumRun, run_consortium
 from medfed.federation.runner import Progress, Runner, status_of
 from medfed.federation.store import RunnerStore
-from medfed.language import translator
+from medfed.language import Translate, translator
 from medfed.study import load_study, study_from_json
 
 Consortium = Annotated[Path, typer.Option("--consortium", "-c", help="Folder with sites/NAME/ and coordinator/.")]
@@ -94,7 +94,9 @@ class LiveView:
 
     def __init__(self, lang: str, *, quiet: bool = False) -> None:
         self._ = translator(lang)
-        self.bars = Bars(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=err, transient=True)
+        self.bars = Bars(
+            SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=err, transient=True
+        )
         self.quiet = quiet or not err.is_terminal
         self.task: Any = None
         self.waiting: dict[str, None] = {}
@@ -141,7 +143,7 @@ def status(consortium: Consortium = Path(), lang: Language = "en", json: AsJson 
     out.print(table)
 
 
-def _state(state: str, _: Any) -> str:
+def _state(state: str, _: Translate) -> str:
     names: Mapping[str, str] = {
         "running": _("running"),
         "interrupted": _("interrupted"),
@@ -151,12 +153,12 @@ def _state(state: str, _: Any) -> str:
     return names[state]
 
 
-def _next(state: str, reason: str, _: Any) -> str:
+def _next(state: str, reason: str, _: Translate) -> str:
     if state == "running":
         return _("answers are being collected")
     if state == "finished":
         return ""
-    hint: str = _("go on with `medfed resume`")
+    hint = _("go on with `medfed resume`")
     return f"{reason} – {hint}" if reason else hint
 
 

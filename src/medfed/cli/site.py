@@ -95,17 +95,23 @@ def approve(
     study: StudyFile,
     study_hash: Annotated[str, typer.Option("--hash", help="The study's hash, as you read it; it must match.")] = "",
     until: Annotated[str, typer.Option(help="Last day of the approval, YYYY-MM-DD. Default: in 180 days.")] = "",
-    table_version: Annotated[str, typer.Option(help="Table version (or its beginning) to approve. Default: the built one.")] = "",
+    table_version: Annotated[
+        str, typer.Option(help="Table version (or its beginning) to approve. Default: the built one.")
+    ] = "",
     officer: Annotated[str, typer.Option(help="Who approves, for the record.")] = "",
     json: AsJson = False,
 ) -> None:
     """Approve a study: a signed record, in the ledger, of its hash, steps, package hashes, table version and last day."""
     loaded, site = load_study(study), load_site(folder)
     if study_hash and not (len(study_hash) >= 8 and loaded.hash.startswith(study_hash)):
-        raise PolicyViolation(f"{study} has the hash {loaded.hash}, not {study_hash}; it is not the study you read. Not approved")
+        raise PolicyViolation(
+            f"{study} has the hash {loaded.hash}, not {study_hash}; it is not the study you read. Not approved"
+        )
     table = open_table(site, loaded)
     if table_version and not table.version.startswith(table_version):
-        raise PolicyViolation(f"the table built for this study has version {table.version}, not {table_version}. Not approved")
+        raise PolicyViolation(
+            f"the table built for this study has version {table.version}, not {table_version}. Not approved"
+        )
     last = _last_day(until)
     key = load_signing_key(site.keys)
     policy = load_policy(site.policy_path)
@@ -122,7 +128,10 @@ def approve(
         print_json({"site": site.name, "study": loaded.hash, "until": last.isoformat(), "table_version": table.version,
                     "steps": names, "packages": packages, "ledger_row": head.number})  # fmt: skip
         return
-    out.print(f"{site.name} approves {loaded.name} ({loaded.hash[:16]}) until {last}; row {head.number} of its ledger.", soft_wrap=True)
+    out.print(
+        f"{site.name} approves {loaded.name} ({loaded.hash[:16]}) until {last}; row {head.number} of its ledger.",
+        soft_wrap=True,
+    )
     for package in packages:
         out.print(f"  {package.name} {package.version}, files {package.sha256[:16]}")
 
@@ -182,7 +191,9 @@ def ledger(folder: SiteFolderPath, lang: Language = "en", json: AsJson = False) 
 @app.command()
 def verify(
     folder: SiteFolderPath,
-    coordinator: Annotated[Path | None, typer.Option(help="A coordinator's folder: check against the head it holds.")] = None,
+    coordinator: Annotated[
+        Path | None, typer.Option(help="A coordinator's folder: check against the head it holds.")
+    ] = None,
     json: AsJson = False,
 ) -> None:
     """Verify the ledger: no row edited, removed or moved; with --coordinator also: none cut off at the end."""
@@ -203,5 +214,6 @@ def verify(
                     "epsilon": head.spent, "checked_against_coordinator": known is not None})  # fmt: skip
     else:
         against = f", and ends at or after the head the coordinator holds (row {known.number})" if known else ""
-        out.print(f"{site.name}: the ledger is whole, {head.number + 1} rows{against}. Head {head.hash[:16]}", soft_wrap=True)
-
+        out.print(
+            f"{site.name}: the ledger is whole, {head.number + 1} rows{against}. Head {head.hash[:16]}", soft_wrap=True
+        )

@@ -28,7 +28,9 @@ def register(app: typer.Typer) -> None:
     app.command("drift")(drift)
 
 
-def apply(folder: SiteFolderPath, study: StudyFile, model: ModelFile, lang: Language = "en", json: AsJson = False) -> None:
+def apply(
+    folder: SiteFolderPath, study: StudyFile, model: ModelFile, lang: Language = "en", json: AsJson = False
+) -> None:
     """Predict for the site's own patients and write the predictions here, with intervals and the model's hash.
 
     Where a value is missing, or outside what the model learned from, it abstains.
@@ -43,7 +45,9 @@ def apply(folder: SiteFolderPath, study: StudyFile, model: ModelFile, lang: Lang
     if json:
         print_json({"path": str(applied.path), **record, "reasons": applied.abstained})
         return
-    out.print(_("{count} patients predicted, in {path}").format(count=applied.predicted, path=applied.path), soft_wrap=True)
+    out.print(
+        _("{count} patients predicted, in {path}").format(count=applied.predicted, path=applied.path), soft_wrap=True
+    )
     for reason, count in applied.abstained.items():
         out.print("  " + _("abstained for {count}: {reason}").format(count=count, reason=_(reason)), soft_wrap=True)
 
@@ -62,7 +66,11 @@ def feedback(
     if json:
         print_json(found.to_dict())
         return
-    out.print(_("{count} outcomes joined to predictions, {others} without one").format(count=found.joined, others=found.unmatched))
+    out.print(
+        _("{count} outcomes joined to predictions, {others} without one").format(
+            count=found.joined, others=found.unmatched
+        )
+    )
     out.print(
         _("Observed {observed:.0f}, expected {expected:.1f}: ratio {ratio:.2f} ({low:.2f} to {high:.2f})").format(
             observed=found.observed, expected=found.expected, ratio=found.ratio, low=found.low, high=found.high
@@ -71,7 +79,9 @@ def feedback(
     out.print(found.risk.text(_), soft_wrap=True)
 
 
-def drift(folder: SiteFolderPath, study: StudyFile, model: ModelFile, lang: Language = "en", json: AsJson = False) -> None:
+def drift(
+    folder: SiteFolderPath, study: StudyFile, model: ModelFile, lang: Language = "en", json: AsJson = False
+) -> None:
     """Compare the inputs of today's source with those when the model was first applied here."""
     found = watch_inputs(load_site(folder), load_study(study), load_model(model))
     if json:

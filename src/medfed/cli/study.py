@@ -101,7 +101,9 @@ def check(study: StudyFile, json: AsJson = False) -> None:
     for variant in loaded.variants:
         find_method(loaded, variant)
     if json:
-        print_json({"name": loaded.name, "hash": loaded.hash, "steps": step_names(loaded), "features": loaded.design.names})
+        print_json(
+            {"name": loaded.name, "hash": loaded.hash, "steps": step_names(loaded), "features": loaded.design.names}
+        )
     else:
         out.print(f"{loaded.name}: the study is well formed. Hash {loaded.hash}", soft_wrap=True)
 

@@ -113,7 +113,9 @@ def _build(site: SiteFolder, study: Study) -> tuple[StudyTable, Quality]:
         drop(~_holds(study, rule, columns[rule.variable]), f"outside the cohort: {rule.variable}")
     if not keep.any():
         reasons = "; ".join(f"{reason}: {count}" for reason, count in dropped.items())
-        raise MappingError(f"site {site.name!r}: none of {rows_read} rows is left for study {study.name!r} ({reasons}); check the mapping")
+        raise MappingError(
+            f"site {site.name!r}: none of {rows_read} rows is left for study {study.name!r} ({reasons}); check the mapping"
+        )
 
     kept = {name: column[keep] for name, column in columns.items()}
     lineage = _lineage(site, study, rows_read, int(keep.sum()), dropped)
@@ -129,7 +131,8 @@ def _build(site: SiteFolder, study: Study) -> tuple[StudyTable, Quality]:
         duplicates=int(duplicates.sum()),
         dropped=dropped,
         variables={
-            v.name: _variable_quality(v, columns[v.name], kept[v.name], before_rules, out_of_range[v.name]) for v in variables
+            v.name: _variable_quality(v, columns[v.name], kept[v.name], before_rules, out_of_range[v.name])
+            for v in variables
         },
         warnings=tuple(_warnings(study, kept)),
         lineage=lineage,
@@ -203,7 +206,7 @@ def _column(mapped: Mapped, values: NDArray[Any]) -> tuple[NDArray[Any], NDArray
 
 def _is_missing(column: NDArray[Any]) -> NDArray[np.bool_]:
     if column.dtype.kind == "f":
-        return np.isnan(column)
+        return np.asarray(np.isnan(column))
     if column.dtype.kind == "i":
         return np.asarray(column < 0)
     return np.asarray(column == "")
@@ -212,7 +215,7 @@ def _is_missing(column: NDArray[Any]) -> NDArray[np.bool_]:
 def _holds(study: Study, rule: Any, column: NDArray[Any]) -> NDArray[np.bool_]:
     if rule.is_one_of is not None:
         levels = list(study.variables[rule.variable].codes or ())
-        return np.isin(column, [levels.index(code) for code in rule.is_one_of])
+        return np.asarray(np.isin(column, [levels.index(code) for code in rule.is_one_of]))
     low = -np.inf if rule.at_least is None else rule.at_least
     high = np.inf if rule.at_most is None else rule.at_most
     return np.asarray((column >= low) & (column <= high))
@@ -229,7 +232,9 @@ def _variable_quality(
     if mapped.variable.type == "number":
         values = kept[np.isfinite(kept)]
         mean = float(values.mean()) if len(values) else None
-        return VariableQuality(known, missing, out_of_range, mean=mean, deviation=float(values.std()) if len(values) else None)
+        return VariableQuality(
+            known, missing, out_of_range, mean=mean, deviation=float(values.std()) if len(values) else None
+        )
     return VariableQuality(known, missing)
 
 
@@ -264,7 +269,9 @@ def _write(site: SiteFolder, study: Study, table: StudyTable, quality: Quality) 
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".building-"))
     except OSError as problem:
-        raise MappingError(f"site {site.name!r}: the table can't be written ({problem.strerror}); free space and build again") from None
+        raise MappingError(
+            f"site {site.name!r}: the table can't be written ({problem.strerror}); free space and build again"
+        ) from None
     try:
         stored = pa.table(
             {
@@ -325,7 +332,9 @@ def read_outcomes(site: SiteFolder, study: Study, path: Path) -> dict[str, float
         source = source.model_copy(update={"format": "parquet"})
     elif path.suffix in (".csv", ".txt", ".tsv"):
         source = source.model_copy(update={"format": "csv"})
-    feedback = SiteFolder(site.folder, declared.model_copy(update={"sources": {declared.patient.source: source}}), site.lines)
+    feedback = SiteFolder(
+        site.folder, declared.model_copy(update={"sources": {declared.patient.source: source}}), site.lines
+    )
     content = read_source(feedback, declared.patient.source)
     names = list(content.column_names)
     check_column(site, declared.patient.column, names, str(path), "the feedback file")

@@ -23,8 +23,8 @@ RAW = "raw "
 LATER = "later "
 
 
-@ibis.udf.scalar.builtin
-def try_strptime(text: str, pattern: str) -> ibis.expr.datatypes.timestamp:  # type: ignore[empty-body]
+@ibis.udf.scalar.builtin  # type: ignore[untyped-decorator]
+def try_strptime(text: str, pattern: str) -> ibis.expr.datatypes.timestamp:
     """DuckDB's parser of dates that gives null where the text does not fit."""
 
 
@@ -37,9 +37,7 @@ class Mapped:
     mapping: VariableMapping
 
 
-def mapped_variables(
-    site: SiteFolder, study: Study, columns: list[str], only: Set[str] | None = None
-) -> list[Mapped]:
+def mapped_variables(site: SiteFolder, study: Study, columns: list[str], only: Set[str] | None = None) -> list[Mapped]:
     """The study's variables (or ``only`` some) with their mappings.
 
     MappingError for one without a mapping, or with a column that does not exist.
@@ -55,7 +53,9 @@ def mapped_variables(
             raise MappingError(
                 f"site {site.name!r}: the study's variable {name!r} has no mapping{hint}; add it under `mapping` in site.yaml"
             )
-        wanted = [mapping.column] if mapping.column else [w for w in (mapping.derive.operation[1] if mapping.derive else ())]
+        wanted = (
+            [mapping.column] if mapping.column else [w for w in (mapping.derive.operation[1] if mapping.derive else ())]
+        )
         if mapping.years_until is not None:
             wanted.append(mapping.years_until.column)
         for column in wanted:

@@ -25,7 +25,7 @@ def _examples(values: list[str], most: int = 4) -> str:
 
 def _unfit(raw: NDArray[Any], values: pa.ChunkedArray) -> NDArray[np.bool_]:
     known = np.array([value is not None for value in raw])
-    return known & np.asarray(values.is_null().to_numpy(zero_copy_only=False))
+    return np.asarray(known & np.asarray(values.is_null().to_numpy(zero_copy_only=False)))
 
 
 def check_numbers(site: SiteFolder, mapped: Mapped, raw: NDArray[Any], values: pa.ChunkedArray) -> None:
@@ -58,7 +58,9 @@ def check_codes(site: SiteFolder, mapped: Mapped, raw: NDArray[Any], values: pa.
         )
 
 
-def check_dates(site: SiteFolder, mapped: Mapped, raw: NDArray[Any], later: NDArray[Any], values: pa.ChunkedArray) -> None:
+def check_dates(
+    site: SiteFolder, mapped: Mapped, raw: NDArray[Any], later: NDArray[Any], values: pa.ChunkedArray
+) -> None:
     """MappingError where dates do not follow the declared format; says which formats it sees instead."""
     both = np.array([a is not None and b is not None for a, b in zip(raw, later, strict=True)])
     bad = both & np.asarray(values.is_null().to_numpy(zero_copy_only=False))

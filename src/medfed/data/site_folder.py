@@ -83,7 +83,7 @@ class VariableMapping(_Declared):
         if (self.column is None) == (self.derive is None):
             raise ValueError("a variable comes from `column: NAME` or from `derive: ...`")
         if self.years_until is not None and self.date_format is None:
-            raise ValueError("years_until needs `date_format` for the earlier date as well, for example \"%Y-%m-%d\"")
+            raise ValueError('years_until needs `date_format` for the earlier date as well, for example "%Y-%m-%d"')
         return self
 
 
@@ -101,7 +101,9 @@ class SiteFile(_Declared):
     @model_validator(mode="after")
     def _source_exists(self) -> Self:
         if self.patient.source not in self.sources:
-            raise ValueError(f"patient.source: there is no source {self.patient.source!r}; it is one of {', '.join(self.sources)}")
+            raise ValueError(
+                f"patient.source: there is no source {self.patient.source!r}; it is one of {', '.join(self.sources)}"
+            )
         return self
 
 
@@ -140,7 +142,7 @@ class SiteFolder:
         return digest(canonical_json(self.declared.model_dump(mode="json")))
 
     def where(self, *path: str) -> str:
-        """"site.yaml, line 14" for a key path, or for the nearest key above it."""
+        """ "site.yaml, line 14" for a key path, or for the nearest key above it."""
         keys = list(path)
         while keys and tuple(keys) not in self.lines:
             keys.pop()
@@ -220,4 +222,3 @@ def write_pseudonym_key(folder: Path, key: bytes | None = None) -> Path:
     os.chmod(keys, 0o700)
     write_atomically(path, (key or secrets.token_bytes(32)).hex().encode() + b"\n", mode=0o600)
     return path
-

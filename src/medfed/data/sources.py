@@ -26,7 +26,9 @@ def read_source(site: SiteFolder, name: str) -> pa.Table:
         try:
             return pa_parquet.read_table(path)
         except (pa.ArrowInvalid, OSError):
-            raise MappingError(f"site {site.name!r}: {path} is not a Parquet file; correct `format` in {where}") from None
+            raise MappingError(
+                f"site {site.name!r}: {path} is not a Parquet file; correct `format` in {where}"
+            ) from None
     return _read_csv(site, name, source, path.read_bytes(), where)
 
 
@@ -56,7 +58,9 @@ def _read_csv(site: SiteFolder, name: str, source: Source, data: bytes, where: s
             )
     repeated = [column for column, count in Counter(source.header or first_line).items() if count > 1]
     if repeated:
-        raise MappingError(f"site {site.name!r}: {source.path} has the column {repeated[0]!r} twice; rename one in the export")
+        raise MappingError(
+            f"site {site.name!r}: {source.path} has the column {repeated[0]!r} twice; rename one in the export"
+        )
     try:
         return pa_csv.read_csv(
             io.BytesIO(text.encode()),

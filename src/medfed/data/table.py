@@ -34,9 +34,7 @@ def keyed_order(pseudonyms: NDArray[np.uint64], *words: str | int) -> NDArray[np
     return numbers[inverse]
 
 
-def assign_folds(
-    pseudonyms: NDArray[np.uint64], strata: NDArray[np.int64], folds: int, seed: int
-) -> NDArray[np.int64]:
+def assign_folds(pseudonyms: NDArray[np.uint64], strata: NDArray[np.int64], folds: int, seed: int) -> NDArray[np.int64]:
     """A fold (0..folds-1) a row: patients stay whole, each stratum is spread evenly. Shapes (n,)."""
     unique, first, inverse = np.unique(pseudonyms, return_index=True, return_inverse=True)
     order = keyed_order(unique, "fold", seed)
@@ -85,7 +83,7 @@ class View:
         self.patients = len(self.pseudonyms)
 
     def arrays(self, *names: str) -> tuple[NDArray[Any], ...]:
-        """"features" (n, p) in the study's units, intercept 1, indicators 0/1, missing numbers NaN; "outcome" (n,)
+        """ "features" (n, p) in the study's units, intercept 1, indicators 0/1, missing numbers NaN; "outcome" (n,)
         float, an event is 1; "arm" (n,) level index, the reference 0; "fold" (n,); or any variable by name.
         """
         return tuple(self._array(name) for name in names)
@@ -192,7 +190,7 @@ class StudyTable:
     def _rows_of(self, part: str) -> NDArray[np.intp] | None:
         base, _, fold = part.partition(":")
         folds = self.study.parts.kind == "folds"
-        if base not in ("all", *PARTS) or bool(fold) and (not folds or base == "all"):
+        if base not in ("all", *PARTS) or (bool(fold) and (not folds or base == "all")):
             raise MappingError(f"a study table of {self.study.name!r} has no part {part!r}")
         if base == "all" or self.study.parts.kind == "all" or (folds and not fold):
             return None
@@ -219,12 +217,13 @@ class StudyTable:
             variable = study.variables[study.outcome]
             if variable.type == "number":
                 return values
-            return (values == list(variable.codes or ()).index(variable.event or "")).astype(np.float64)
+            event = list(variable.codes or ()).index(variable.event or "")
+            return np.asarray(values == event, dtype=np.float64)
         if name == "arm" and study.arm:
             levels = list(study.variables[study.arm].codes or ())
             first = levels.index(study.variables[study.arm].reference or levels[0])
             order = [first] + [index for index in range(len(levels)) if index != first]
-            return np.argsort(np.array(order))[self._columns[study.arm]]
+            return np.asarray(np.argsort(np.array(order))[self._columns[study.arm]])
         if name == "features":
             return self._features()
         raise MappingError(f"a study table of {study.name!r} has no column {name!r}")
@@ -244,7 +243,7 @@ def feature_column(study: Study, column: Column, values: NDArray[Any]) -> NDArra
         return np.asarray(values, dtype=np.float64)
     levels = list(study.variables[column.variable].codes or ())
     wanted = -1 if column.level == "unknown" and "unknown" not in levels else levels.index(column.level or "")
-    return (values == wanted).astype(np.float64)
+    return np.asarray(values == wanted, dtype=np.float64)
 
 
 def _coded(study: Study, name: str, columns: Mapping[str, Any]) -> NDArray[Any]:

@@ -33,14 +33,16 @@ def open_doors(
 
 def find_sites(consortium: Path) -> dict[str, SiteFolder]:
     """Every site folder below consortium/sites, by the site's name."""
-    found = {}
+    found: dict[str, SiteFolder] = {}
     for folder in sorted((consortium / "sites").glob("*/site.yaml")):
         site = load_site(folder.parent)
         if site.name in found:
             raise MappingError(f"{folder}: the site {site.name!r} is also in {found[site.name].folder}; rename one")
         found[site.name] = site
     if not found:
-        raise MappingError(f"{consortium} has no site folders (sites/NAME/site.yaml); make them with `medfed site init`")
+        raise MappingError(
+            f"{consortium} has no site folders (sites/NAME/site.yaml); make them with `medfed site init`"
+        )
     return found
 
 

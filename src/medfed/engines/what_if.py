@@ -54,7 +54,9 @@ def what_if(
     names = sorted({step_name(step) for method in methods for step in method.steps} | {step_name(s) for s in steps})
     packages = packages_of(names)
     db = open_store(folder / "sites.db", durability)
-    approved = {site for (site,) in db.execute("select site from ledger where kind='approval' and subject=?", (study.hash,))}
+    approved = {
+        site for (site,) in db.execute("select site from ledger where kind='approval' and subject=?", (study.hash,))
+    }
     for site, access in sites.items():
         if site not in approved:
             approve(

@@ -44,7 +44,12 @@ def run_consortium(
     engine = SiteFolders(consortium, study, durability=durability)
     try:
         runner = Runner(
-            consortium / "coordinator", engine, study, durability=durability, listener=listener, public_keys=engine.public_keys
+            consortium / "coordinator",
+            engine,
+            study,
+            durability=durability,
+            listener=listener,
+            public_keys=engine.public_keys,
         )
         started = datetime.now(UTC).isoformat(timespec="seconds")
         with closing(runner):
@@ -78,7 +83,13 @@ def _counted(study: Study, result: Mapping[str, Any]) -> list[str]:
 
 
 def _report(
-    study: Study, run: str, engine: SiteFolders, result: Mapping[str, Any], heads: Mapping[str, Any], started: str, what_if: bool
+    study: Study,
+    run: str,
+    engine: SiteFolders,
+    result: Mapping[str, Any],
+    heads: Mapping[str, Any],
+    started: str,
+    what_if: bool,
 ) -> dict[str, Any]:
     counted = _counted(study, result)
     reasons = dict(result["fitted"].get("held_back") or {})
@@ -100,7 +111,10 @@ def _report(
         "medfed": __version__,
         "what_if": what_if,
         "protection": engine.protections[-1],
-        "minimum_cell": max([minimum_cell(door.sites[s].policy, study) for s, door in engine.doors.items()], default=study.privacy.minimum_cell),
+        "minimum_cell": max(
+            [minimum_cell(door.sites[s].policy, study) for s, door in engine.doors.items()],
+            default=study.privacy.minimum_cell,
+        ),
         "sites": [_site(study, engine, name, counted, reasons) for name in study.sites.invited],
         "kind": study.task.kind,
         **_leaving(study, engine, run, heads),
@@ -119,7 +133,9 @@ def _both(study: Study, text: Any) -> dict[str, str]:
     return {lang: study.text(text, lang) for lang in ("en", "zh")}
 
 
-def _site(study: Study, engine: SiteFolders, name: str, counted: list[str], reasons: Mapping[str, Any]) -> dict[str, Any]:
+def _site(
+    study: Study, engine: SiteFolders, name: str, counted: list[str], reasons: Mapping[str, Any]
+) -> dict[str, Any]:
     folder = engine.folders.get(name)
     title = {lang: folder.title(lang) if folder else name for lang in ("en", "zh")}
     if name in counted:
@@ -141,13 +157,16 @@ def _leaving(study: Study, engine: SiteFolders, run: str, heads: Mapping[str, An
             )  # fmt: skip
         approval = door.standing_approval(name)
         if approval is not None:
-            approvals.append({"site": name, "until": approval.until, "hash": approval.study, "table_version": approval.table_version})
+            approvals.append(
+                {"site": name, "until": approval.until, "hash": approval.study, "table_version": approval.table_version}
+            )
         known = heads[name][0] if name in heads else None
+        head, verified = door.store.heads().get(name), True
         try:
-            head, verified = verify_ledger(db, name, known), True
+            verify_ledger(db, name, known)
         except LedgerError:
-            head, verified = known, False
+            verified = False
         if head is not None:
             ledgers.append({"site": name, "rows": head.number + 1, "head": head.hash, "verified": verified,
-                            "epsilon": getattr(head, "spent", 0.0)})  # fmt: skip
+                            "epsilon": head.spent})  # fmt: skip
     return {"releases": releases, "approvals": approvals, "ledgers": ledgers}

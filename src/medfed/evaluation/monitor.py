@@ -48,12 +48,16 @@ def apply_model(site: SiteFolder, study: Study, model: LinearModel) -> Applied:
     note. Where a value is missing or outside what the model learned from, it abstains and says so.
     """
     if model.names != study.design.names or model.study != study.hash:
-        raise MappingError(f"the model belongs to another study than {study.name!r} as it stands; use the study it came with")
+        raise MappingError(
+            f"the model belongs to another study than {study.name!r} as it stands; use the study it came with"
+        )
     patients, raw, complete = read_for_prediction(site, study)
     outside = model.outside(raw)
     risk = model.predict(raw)
     low, high = model.interval(raw)
-    rows, abstained, predicted = [], {}, 0
+    rows: list[list[str]] = []
+    abstained: dict[str, int] = {}
+    predicted = 0
     for index, patient in enumerate(patients):
         note = INCOMPLETE if not complete[index] else OUTSIDE if outside[index] else ""
         if note:

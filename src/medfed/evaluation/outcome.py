@@ -75,7 +75,9 @@ def _auc(value: float | None, variance: float | None, groups: float | None = Non
     return {"auc": float(value), "auc_low": float(low), "auc_high": float(high), "auc_groups": groups}
 
 
-def _of_sums(rows: float, events: float, expected: float, squared_error: float, log_loss: float, correct: float) -> Figures:
+def _of_sums(
+    rows: float, events: float, expected: float, squared_error: float, log_loss: float, correct: float
+) -> Figures:
     found: Figures = {"n": int(rows), "events": int(events)}
     if rows:
         ratio = observed_to_expected(events, expected, rows)
@@ -87,7 +89,12 @@ def _of_sums(rows: float, events: float, expected: float, squared_error: float, 
 def _overall(summary: Mapping[str, Any]) -> Figures:
     rows = summary["rows"]
     found = _of_sums(
-        rows, summary["events"], summary["expected"], summary["brier"] * rows, summary["log_loss"] * rows, summary["accuracy"] * rows
+        rows,
+        summary["events"],
+        summary["expected"],
+        summary["brier"] * rows,
+        summary["log_loss"] * rows,
+        summary["accuracy"] * rows,
     )
     return found | _auc(summary["area"], summary["area_variance"])
 
@@ -110,8 +117,12 @@ def prediction_figures(
                            "slope_high": line["slope"] + Z95 * line["slope_error"]}  # fmt: skip
         joining, calibration = [], []
         for site, reply in (judged.get("by_site") or {}).items():
-            results.append({"where": "federated", "site": site, **_of_sums(*reply["site_sums"]), **_auc(*reply["site_area"])})
-            results.append({"where": "local", "site": site, **_of_sums(*reply["local_sums"]), **_auc(*reply["local_area"])})
+            results.append(
+                {"where": "federated", "site": site, **_of_sums(*reply["site_sums"]), **_auc(*reply["site_area"])}
+            )
+            results.append(
+                {"where": "local", "site": site, **_of_sums(*reply["local_sums"]), **_auc(*reply["local_area"])}
+            )
             joining.append(_joining(site, reply["difference"]))
             calibration.append({"site": site, "groups": _groups(np.asarray(reply["site_curve"]))})
         counted = {site: table for site, table in (tables or {}).items() if site in judged["sites_counted"]}
@@ -185,4 +196,3 @@ def coefficient_table(study: Study, fitted: Mapping[str, Any]) -> list[Figures]:
         {"name": name, "value": float(v), "low": float(v - Z95 * e), "high": float(v + Z95 * e)}
         for name, v, e in zip(study.design.names, values, errors, strict=True)
     ]
-

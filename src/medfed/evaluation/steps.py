@@ -30,7 +30,9 @@ _TAKES = {
 LARGEST_PREDICTOR = 30.0
 
 
-def predictors(site: Site, models: FloatArray, centres: FloatArray, scales: FloatArray) -> tuple[FloatArray, FloatArray]:
+def predictors(
+    site: Site, models: FloatArray, centres: FloatArray, scales: FloatArray
+) -> tuple[FloatArray, FloatArray]:
     """Linear predictor (n,) of each patient by the model that did not see the patient; outcome (n,)."""
     features, outcome = site.table.arrays("features", "outcome")
     fold = np.zeros(len(outcome), np.int64)

@@ -112,7 +112,9 @@ def pooled_leave_one_out(
     return fit(find_method(study, variant), _pooled_here(others, study, variant))
 
 
-def predictor_at(table: StudyTable, study: Study, result: Mapping[str, Any], part: str = "test") -> tuple[FloatArray, FloatArray]:
+def predictor_at(
+    table: StudyTable, study: Study, result: Mapping[str, Any], part: str = "test"
+) -> tuple[FloatArray, FloatArray]:
     """Linear predictor and outcome (n,) of a fitted linear model on one table, outside any federation."""
     return predictors(_bare_site(table.on(part), study), **stack_fits([result]))
 

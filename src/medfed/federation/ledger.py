@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -64,7 +64,9 @@ def open_store(path: Path, durability: Durability) -> sqlite3.Connection:
         db.execute(f"pragma synchronous={'full' if durability == 'call' else 'normal'}")
         db.executescript(_SCHEMA)
     except sqlite3.Error as problem:
-        raise LedgerError(f"{path}: the ledger can't be opened ({problem}); check the disk and the file's owner") from None
+        raise LedgerError(
+            f"{path}: the ledger can't be opened ({problem}); check the disk and the file's owner"
+        ) from None
     return db
 
 
@@ -81,9 +83,7 @@ def heads_of(db: sqlite3.Connection) -> dict[str, Head]:
     return {site: Head(number, hash_, spent) for site, number, hash_, spent in rows}
 
 
-def append_event(
-    db: sqlite3.Connection, site: str, kind: str, subject: str, data: bytes, *, at: str
-) -> Head:
+def append_event(db: sqlite3.Connection, site: str, kind: str, subject: str, data: bytes, *, at: str) -> Head:
     """Add a row that is no release (an approval, a revocation, a prediction run) in its own transaction."""
     try:
         db.execute("begin immediate")
@@ -108,7 +108,7 @@ def append_event(
     return Head(number, hash_, previous.spent)
 
 
-def rows_of(db: sqlite3.Connection, site: str) -> Iterator[Mapping[str, object]]:
+def rows_of(db: sqlite3.Connection, site: str) -> Iterator[Mapping[str, Any]]:
     """Every row of one site's chain in order, with the call it answers."""
     cursor = db.execute(
         "select l.id, l.number, l.kind, coalesce(c.key, '') as key, c.study, c.run, c.round, c.step, c.part, l.subject,"
@@ -167,19 +167,23 @@ def verify_ledger(db: sqlite3.Connection, site: str, known: SignedHead | None = 
     for row in rows_of(db, site):
         where = f"ledger of site {site!r}, row {row['number']}"
         if row["number"] != head.number + 1:
-            raise LedgerError(f"{where}: row {head.number + 1} is missing or moved; the ledger was changed after sealing")
+            raise LedgerError(
+                f"{where}: row {head.number + 1} is missing or moved; the ledger was changed after sealing"
+            )
         expected = row_hash(
             head.hash, site, row["number"], row["kind"], row["key"], row["subject"] or "", row["digest"], row["payload"],
             row["size"], row["amount"], row["charge"], row["spent"], row["at"],
         )  # fmt: skip
         if expected != row["hash"]:
-            raise LedgerError(f"{where}: its content is not what was sealed; the ledger was edited, or rows were reordered")
-        if abs(float(row["spent"]) - head.spent - float(row["charge"])) > 1e-9:  # type: ignore[arg-type]
+            raise LedgerError(
+                f"{where}: its content is not what was sealed; the ledger was edited, or rows were reordered"
+            )
+        if abs(float(row["spent"]) - head.spent - float(row["charge"])) > 1e-9:
             raise LedgerError(f"{where}: the running total does not follow from its charge")
         data = row["bytes"]
         if isinstance(data, bytes) and hashlib.sha256(data).hexdigest() != row["payload"]:
             raise LedgerError(f"{where}: the stored bytes are not those that were sealed")
-        head = Head(int(row["number"]), str(row["hash"]), float(row["spent"]))  # type: ignore[call-overload, arg-type]
+        head = Head(int(row["number"]), str(row["hash"]), float(row["spent"]))
         met = met or (known is not None and known.number == head.number and known.hash == head.hash)
     if not met and known is not None:
         raise LedgerError(

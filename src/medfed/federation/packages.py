@@ -100,7 +100,9 @@ def _resolve(name: str) -> Any:
         raise PolicyViolation(f"{name!r} is not of the form distribution:package.module.name")
     root = module_name.split(".")[0]
     if distribution not in distributions_of(root):
-        raise PolicyViolation(f"{name!r}: package {distribution!r} is not installed at this site, or does not hold {root!r}")
+        raise PolicyViolation(
+            f"{name!r}: package {distribution!r} is not installed at this site, or does not hold {root!r}"
+        )
     try:
         return getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError):
@@ -148,10 +150,11 @@ def find_method(study: Study, variant: str | None = None) -> Method:
             )
         settings[name] = value
     try:
-        method: Method = kind(**settings)
+        method: Any = kind(**settings)
     except (TypeError, ValueError) as problem:
         raise StudyError(f"study {study.name!r}, {where}.settings: {problem}") from None
-    return method
+    found: Method = method
+    return found
 
 
 _SETTINGS: dict[tuple[str, str | None], Mapping[str, Any]] = {}

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from medfed.errors import PolicyViolation
 
 Kind = Literal["sum", "count", "reply"]
+VALUES_PER_PATIENT: dict[Kind, float] = {"sum": 1.0, "count": 1.0, "reply": 0.5}
 
 
 class AllowedPackage(BaseModel):
@@ -30,7 +31,7 @@ class Policy(BaseModel):
     steps: tuple[str, ...] = ("medfed:medfed.methods.*", "medfed:medfed.evaluation.*")
     minimum_cell: int = Field(default=10, ge=1)
     minimum_patients: int = Field(default=10, ge=1)
-    values_per_patient: dict[Kind, float] = Field(default_factory=lambda: {"sum": 1.0, "count": 1.0, "reply": 0.5})
+    values_per_patient: dict[Kind, float] = Field(default_factory=lambda: dict(VALUES_PER_PATIENT))
     site_terms_visible: bool = False
     replies: tuple[str, ...] = ()
     input_limits: dict[str, float] = Field(default_factory=dict)

@@ -99,7 +99,10 @@ def _step(study: Study, table: StudyTable, policy: Policy, step: Step, protectio
         step=full_name,
         meaning=(step.function.__doc__ or "").strip().split("\n")[0],
         reads=step.reads,
-        takes=tuple(f"{name} ({declared.shape or 'one number'}, at most {declared.limit:g})" for name, declared in step.takes.items()),
+        takes=tuple(
+            f"{name} ({declared.shape or 'one number'}, at most {declared.limit:g})"
+            for name, declared in step.takes.items()
+        ),
         keeps=tuple(step.keeps.shapes) if step.keeps else (),
         releases=tuple(releases),
         values_per_patient=sum(amounts.values()) / max(view.patients, 1),

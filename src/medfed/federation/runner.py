@@ -191,7 +191,9 @@ class Runner:
             if not is_head_signed(head, self.public_keys[site]):
                 raise FederationError(f"site {site!r}: the ledger head is not signed with the site's key; ask the site")
             known = before.get(site)
-            if known and (head.number < known[0].number or (head.number == known[0].number and head.hash != known[0].hash)):
+            if known and (
+                head.number < known[0].number or (head.number == known[0].number and head.hash != known[0].hash)
+            ):
                 raise FederationError(
                     f"site {site!r}: its ledger ends at row {head.number}, but it once signed row {known[0].number}; "
                     "rows were cut off or replaced. Ask the site to restore its ledger"

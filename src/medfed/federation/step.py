@@ -162,7 +162,7 @@ def _extent(word: str, sizes: Sizes) -> int:
 
 
 def shape_of(text: str, sizes: Sizes) -> tuple[int, ...]:
-    """"p,triangle(p),bins+1,2" -> a shape. A name is a size of the study or one that an input has bound."""
+    """ "p,triangle(p),bins+1,2" -> a shape. A name is a size of the study or one that an input has bound."""
     return tuple(_extent(word.strip(), sizes) for word in text.split(",") if word.strip())
 
 

@@ -47,7 +47,9 @@ class RunnerStore:
                 self.db.executescript(_SCHEMA)
         except sqlite3.Error as problem:
             self.close()
-            raise FederationError(f"{self.path} can't be opened ({problem}); check the disk and the file's owner") from None
+            raise FederationError(
+                f"{self.path} can't be opened ({problem}); check the disk and the file's owner"
+            ) from None
 
     def close(self) -> None:
         if hasattr(self, "db"):
@@ -147,7 +149,9 @@ class RunnerStore:
         except sqlite3.Error as problem:
             if self.db.in_transaction:
                 self.db.execute("rollback")
-            raise FederationError(f"{self.path} can't be written ({problem}); free space, then `medfed resume`") from None
+            raise FederationError(
+                f"{self.path} can't be written ({problem}); free space, then `medfed resume`"
+            ) from None
 
     def heads(self) -> dict[str, tuple[SignedHead, str]]:
         """The last signed head of every site, and the public key it was checked with."""

@@ -14,12 +14,12 @@ FloatArray = NDArray[np.float64]
 
 def mean_response(eta: FloatArray, family: str) -> FloatArray:
     """Fitted mean of the outcome at a linear predictor."""
-    return sigmoid(eta) if family == "logistic" else eta
+    return sigmoid(eta) if family == "logistic" else np.asarray(eta)
 
 
 def penalty_weights(p: int, l2: float) -> FloatArray:
     """l2 for every coefficient but the intercept, (p,)."""
-    return l2 * (np.arange(p) > 0)
+    return np.asarray(l2 * (np.arange(p) > 0), dtype=np.float64)
 
 
 def descend(

@@ -50,7 +50,9 @@ def moments(site: Site) -> Out:
     return Out({"sums": unit.sum(0), "squares": (unit * unit).sum(0), "known": known.sum(0).astype(np.float64)})
 
 
-def centre_and_scale(study: Study, sums: FloatArray, squares: FloatArray, known: FloatArray) -> tuple[FloatArray, FloatArray]:
+def centre_and_scale(
+    study: Study, sums: FloatArray, squares: FloatArray, known: FloatArray
+) -> tuple[FloatArray, FloatArray]:
     """Mean and standard deviation (n in the denominator) in the study's units, (p,) each; 0 and 1 where not numeric.
 
     Raises FederationError for a numeric feature that is constant, or known for nobody.
@@ -62,9 +64,13 @@ def centre_and_scale(study: Study, sums: FloatArray, squares: FloatArray, known:
     for index in np.flatnonzero(numeric):
         name = study.design.columns[index].name
         if not known[index] > 0:
-            raise FederationError(f"feature {name!r} is missing for every patient who was counted; leave it out of the study")
+            raise FederationError(
+                f"feature {name!r} is missing for every patient who was counted; leave it out of the study"
+            )
         if not deviation[index] > 1e-9:
-            raise FederationError(f"feature {name!r} has the same value for every patient who was counted; leave it out of the study")
+            raise FederationError(
+                f"feature {name!r} has the same value for every patient who was counted; leave it out of the study"
+            )
     centre = np.where(numeric, low + mean * (high - low), 0.0)
     scale = np.where(numeric, deviation * (high - low), 1.0)
     return centre, scale

@@ -25,7 +25,7 @@ FloatArray = NDArray[np.float64]
 def arm_by_outcome(site: Site) -> Out:
     """Patients by arm (reference first) and outcome (no event, event): (arms, 2)."""
     arm, outcome = site.table.arrays("arm", "outcome")
-    cells = np.zeros((int(site.sizes["arms"]), 2))
+    cells = np.zeros((site.sizes["arms"], 2))
     np.add.at(cells, (arm.astype(np.int64), outcome.astype(np.int64)), 1.0)
     return Out({"patients": cells})
 
@@ -50,7 +50,8 @@ class TreatmentEffect:
     steps: ClassVar[tuple[Step, ...]] = (arm_by_outcome, *Newton.steps[:2])
 
     def start(self, study: Study) -> EffectState:
-        return EffectState(np.zeros((int(study.sizes["arms"]), 2)), {}, [], {}, 0)
+        arms = len(study.variables[study.arm or ""].codes or ())
+        return EffectState(np.zeros((arms, 2)), {}, [], {}, 0)
 
     def advance(self, federation: Federation, state: EffectState) -> EffectState:
         if state.rounds == 0:

@@ -5,7 +5,7 @@ Pydantic models, since a study enters from a file; unknown keys are refused ever
 
 import hashlib
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -151,7 +151,9 @@ class Study(Declared):
     @cached_property
     def table_hash(self) -> str:
         """SHA-256 of what determines the study table, and of nothing else."""
-        kept = self.model_dump(mode="json", include={"variables", "cohort", "unit", "protects", "parts", "seed", "task"})
+        kept = self.model_dump(
+            mode="json", include={"variables", "cohort", "unit", "protects", "parts", "seed", "task"}
+        )
         return hashlib.sha256(canonical_json(kept).encode()).hexdigest()
 
     def _with_role(self, role: str) -> str | None:
@@ -236,7 +238,9 @@ def _contradictions(study: Study) -> list[str]:
     for role in ("outcome", "arm", "part"):
         named = [name for name, variable in study.variables.items() if variable.role == role]
         if len(named) > 1:
-            found.append(f"variables.{named[1]}.role: {' and '.join(named)} both have the role {role!r}; a study has one")
+            found.append(
+                f"variables.{named[1]}.role: {' and '.join(named)} both have the role {role!r}; a study has one"
+            )
     if not study.outcome:
         found.append("variables: no variable has `role: outcome`; give one")
         return found
@@ -270,8 +274,12 @@ def _contradictions(study: Study) -> list[str]:
         if part is None or part.role != "part":
             found.append(f"parts.variable: {study.parts.variable!r} is no variable with `role: part`")
         elif not {"train", "test"} <= set(part.codes or ()) <= {"train", "valid", "test"}:
-            found.append(f"variables.{study.parts.variable}.codes: a part variable has the codes train, test (and valid)")
-    found += [f"evaluation.variants: there is no variant {v!r}" for v in study.evaluation.variants if v not in study.variants]
+            found.append(
+                f"variables.{study.parts.variable}.codes: a part variable has the codes train, test (and valid)"
+            )
+    found += [
+        f"evaluation.variants: there is no variant {v!r}" for v in study.evaluation.variants if v not in study.variants
+    ]
     design = study.evaluation.design
     if design == "cross_validation" and study.parts.kind != "folds":
         found.append("evaluation.design: cross_validation needs `parts: {kind: folds, folds: N}`")
@@ -284,7 +292,9 @@ def _contradictions(study: Study) -> list[str]:
     if len(set(study.sites.invited)) < len(study.sites.invited):
         found.append("sites.invited: a site is named twice")
     if study.sites.minimum > len(study.sites.invited):
-        found.append(f"sites.minimum: {study.sites.minimum} sites are needed but only {len(study.sites.invited)} are invited")
+        found.append(
+            f"sites.minimum: {study.sites.minimum} sites are needed but only {len(study.sites.invited)} are invited"
+        )
     return found
 
 

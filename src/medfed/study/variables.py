@@ -72,7 +72,9 @@ class Variable(BaseModel):
             if self.range is None or self.unit is None:
                 raise ValueError("a number has a `unit` and a `range: [lowest, highest]`")
             if not self.range[0] < self.range[1]:
-                raise ValueError(f"range: the lowest value {self.range[0]:g} is not below the highest {self.range[1]:g}")
+                raise ValueError(
+                    f"range: the lowest value {self.range[0]:g} is not below the highest {self.range[1]:g}"
+                )
             if problem := unit_problem(self.unit):
                 raise ValueError(f"unit: {problem}")
             if self.codes is not None:

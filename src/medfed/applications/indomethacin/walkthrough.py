@@ -115,7 +115,9 @@ class Walkthrough:
     ledger_rows: Mapping[str, int]
 
 
-def walk(folder: Path, say: Say, *, lang: str = "en", fresh: bool = False, listener: Listener | None = None) -> Walkthrough:
+def walk(
+    folder: Path, say: Say, *, lang: str = "en", fresh: bool = False, listener: Listener | None = None
+) -> Walkthrough:
     """Do it all: exports, mapping, quality, approval, two studies, reports, a model at a hospital, outcomes, ledgers."""
     written = prepare(folder, fresh=fresh)
     say(Step("Four hospitals' exports, each in its own dialect" if written else "The exports that are there are used as they are",
@@ -132,10 +134,17 @@ def walk(folder: Path, say: Say, *, lang: str = "en", fresh: bool = False, liste
                 lines.append(_quality_line(quality))
                 for page_lang in ("en", "zh"):
                     page = site.folder / ("quality.html" if page_lang == "en" else "quality.zh.html")
-                    write_atomically(page, render_quality(quality.to_dict(), study, site.title(page_lang), page_lang).encode())
+                    write_atomically(
+                        page, render_quality(quality.to_dict(), study, site.title(page_lang), page_lang).encode()
+                    )
             approve_study(site, study, table, load_signing_key(site.keys))
     say(Step("Every hospital maps its export and looks at its own quality page", tuple(lines)))
-    say(Step("Every hospital reads both studies and approves their hashes", tuple(f"{s.name}  {s.hash}" for s in (effect, risk))))
+    say(
+        Step(
+            "Every hospital reads both studies and approves their hashes",
+            tuple(f"{s.name}  {s.hash}" for s in (effect, risk)),
+        )
+    )
 
     first = run_consortium(folder, effect, "effect", listener=listener)
     counted = list(first.result["fitted"]["sites"])

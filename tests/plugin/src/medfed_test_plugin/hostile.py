@@ -1,6 +1,7 @@
 """Steps that try to carry out what they must not."""
 
 import numpy as np
+
 from medfed.federation.step import Count, Out, Reply, Sum, step
 
 

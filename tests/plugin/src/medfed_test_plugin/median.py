@@ -4,10 +4,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+
 from medfed.federation.step import Input, Out, Sum, step
 
 
-@step(reads="train", takes={"guess": Input("p", limit=1e6)}, releases={"above": Sum("p", limit_per_row=1), "rows": Sum(limit_per_row=1)})
+@step(
+    reads="train",
+    takes={"guess": Input("p", limit=1e6)},
+    releases={"above": Sum("p", limit_per_row=1), "rows": Sum(limit_per_row=1)},
+)
 def patients_above(site, *, guess):
     """How many patients lie above a guess, feature by feature, (p,)."""
     (features,) = site.table.arrays("features")
