@@ -42,7 +42,7 @@ format: $(DEV_STAMP)
 	$(BIN)/ruff check --fix src tests benchmarks
 
 figures: $(DEV_STAMP)     ## every figure that README, docs or tests claim; ONLY=heart for some of them
-	$(BIN)/medfed figures $(if $(ONLY),--only $(ONLY))
+	$(BIN)/python benchmarks/figures.py $(if $(ONLY),--only $(ONLY))
 
 clean:
 	rm -rf $(VENV) demo-output

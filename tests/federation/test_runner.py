@@ -199,7 +199,7 @@ def test_a_site_whose_step_fails_is_named_without_its_words(tmp_path: Path, aske
 def test_a_child_gives_what_the_method_gives_alone(tmp_path: Path) -> None:
     @dataclass(frozen=True)
     class Parent(Restless):
-        steps: ClassVar = Newton.steps
+        steps: ClassVar = Newton().steps
 
         def advance(self, federation: Any, state: dict[str, Any]) -> dict[str, Any]:
             return {"rounds": 1, "fit": dict(federation.child("inner", Newton()))}

@@ -31,7 +31,7 @@ TWINS = [
 
 
 def test_every_twin_is_in_this_list() -> None:
-    declared = {s for method in (Newton, FedAvg, Scaffold, GradientAggregation) for s in method.steps if s.twin}
+    declared = {s for method in (Newton(), FedAvg, Scaffold, GradientAggregation) for s in method.steps if s.twin}
     assert declared == {step for step, _, _ in TWINS}
 
 

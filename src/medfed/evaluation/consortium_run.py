@@ -11,7 +11,7 @@ from medfed import __version__
 from medfed.canonical import write_atomically
 from medfed.engines.site_folders import SiteFolders
 from medfed.errors import LedgerError
-from medfed.evaluation.outcome import coefficient_table, effect_figures, fitted_model, prediction_figures
+from medfed.evaluation.outcome import coefficient_table, effect_figures, fitted_model, prediction_figures, site_alarms
 from medfed.evaluation.report import write_report
 from medfed.evaluation.study_run import StudyRun
 from medfed.federation.gate import minimum_cell
@@ -93,8 +93,9 @@ def _report(
 ) -> dict[str, Any]:
     counted = _counted(study, result)
     reasons = dict(result["fitted"].get("held_back") or {})
-    for judged in (result["evaluation"].get("judged") or {}).values():
-        reasons = dict(judged.get("not_shown") or {}) | reasons
+    for name, judged in (result["evaluation"].get("judged") or {}).items():
+        if name != "coefficients":
+            reasons = dict(judged.get("not_shown") or {}) | reasons
     report: dict[str, Any] = {
         "study": {
             "name": study.name,
@@ -126,6 +127,7 @@ def _report(
         minimum = {site: minimum_cell(engine.doors[site].sites[site].policy, study) for site in tables}
         report["prediction"] = prediction_figures(study, result, tables=tables, minimum=minimum)
         report["prediction"]["coefficients"] = coefficient_table(study, result["fitted"])
+        report["alarms"] = site_alarms(study, result["evaluation"]["judged"])
     return report
 
 

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from medfed.errors import FederationError
-from medfed.evaluation.steps import calibration_terms, overall, site_report, stack_fits
+from medfed.evaluation.steps import calibration_terms, overall, site_coefficients, site_report, stack_fits
 from medfed.federation.call import Failure
 from medfed.federation.federation import Federation
 from medfed.federation.packages import Method, find_method
 from medfed.federation.step import Step
 from medfed.study import Study
 
-STEPS: tuple[Step, ...] = (overall, calibration_terms, site_report)
+STEPS: tuple[Step, ...] = (overall, calibration_terms, site_report, site_coefficients)
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class Evaluation:
     def _tasks(self) -> list[tuple[str, str, str]]:
         """(what, variant, fold or site), in order."""
         study, tasks = self.study, []
+        if study.evaluation.design != "none":
+            tasks.append(("coefficients", "main", ""))
         for variant in ("main", *study.evaluation.variants):
             if study.evaluation.design == "cross_validation":
                 tasks += [("fit", variant, str(fold)) for fold in range(study.parts.folds or 0)]
@@ -65,7 +67,9 @@ class Evaluation:
         named = None if variant == "main" else variant
         fits, judged = dict(state.fits), dict(state.judged)
         design = self.study.evaluation.design
-        if what == "fit":
+        if what == "coefficients":
+            judged["coefficients"] = _coefficients(federation, self.fitted)
+        elif what == "fit":
             fits[f"{variant} {where}"] = self._fit(federation, named, where)
         elif design == "leave_one_site_out":
             judged[f"{variant} {where}"] = _judge_site(federation, fits[f"{variant} {where}"], where, named)
@@ -117,6 +121,14 @@ def _site_reports(asked: Federation, inputs: Mapping[str, Any], variant: str | N
         else:
             by_site[site] = {name: np.asarray(value) for name, value in reply.items()}
     return {"by_site": by_site, "not_shown": not_shown}
+
+
+def _coefficients(federation: Federation, fitted: Mapping[str, Any]) -> dict[str, Any]:
+    """Each site's own coefficients and errors where its policy lets them be seen: for alarms, not for the answer."""
+    replies = federation.gather(site_coefficients, scale=fitted["scale"])
+    return {
+        site: np.asarray(reply["local_coefficients"]) for site, reply in replies.items() if not isinstance(reply, Failure)
+    }
 
 
 def _judge_site(federation: Federation, result: Mapping[str, Any], site: str, variant: str | None) -> dict[str, Any]:

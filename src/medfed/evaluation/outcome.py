@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from medfed.data.table import StudyTable
+from medfed.evaluation.alarms import SiteFigures, alarms
 from medfed.evaluation.calibration import observed_to_expected
-from medfed.evaluation.discrimination import FEWEST_BINS
+from medfed.evaluation.discrimination import FEWEST_BINS, Auc
 from medfed.evaluation.intervals import (
     Estimate,
     normal_quantile,
@@ -143,6 +144,37 @@ def prediction_figures(
             }
         )
     return {"methods": methods}
+
+
+def site_alarms(study: Study, judged: Mapping[str, Any]) -> list[Figures]:
+    """Sites set apart by prevalence, by the sign of a coefficient, or by an AUC under one half."""
+    by_site: dict[str, Any] = {}
+    for name, found in judged.items():
+        if name == "main" or name.startswith("main "):
+            by_site |= found.get("by_site") or {}
+    coefficients = judged.get("coefficients") or {}
+    seen = []
+    for site, reply in by_site.items():
+        rows, events = int(reply["site_sums"][0]), int(reply["site_sums"][1])
+        own = np.asarray(coefficients[site]) if site in coefficients else np.zeros((2, 0))
+        named = {
+            column: (float(own[0, k]), float(own[1, k]))
+            for k, column in enumerate(study.design.names)
+            if own.size and own[1, k] > 0
+        }
+        figures = _auc(*reply["site_area"])
+        auc = None
+        if figures["auc"] is not None and 0 < events < rows:
+            error = float(np.sqrt(reply["site_area"][1]))
+            auc = Auc(
+                figures["auc"], figures["auc_low"], figures["auc_high"], error, 0.0, 1.0, events, rows - events,
+                int(figures["auc_groups"]),
+            )  # fmt: skip
+        seen.append(SiteFigures(site, rows, events, named, auc))
+    return [
+        {"kind": alarm.kind, "site": alarm.site, "sentence": alarm.sentence, "parameters": dict(alarm.parameters)}
+        for alarm in alarms(seen)
+    ]
 
 
 def _joining(site: str, difference: Any) -> Figures:

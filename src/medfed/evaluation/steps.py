@@ -16,7 +16,7 @@ from medfed.federation.here import Here, fit
 from medfed.federation.packages import find_method
 from medfed.federation.site import Site
 from medfed.federation.step import Input, Out, Reply, Sum, step
-from medfed.methods.newton import sigmoid
+from medfed.methods.newton import in_study_units, sigmoid
 from medfed.methods.recalibration import recalibration_terms
 
 FloatArray = NDArray[np.float64]
@@ -163,18 +163,34 @@ def risk_groups(predictor: FloatArray, outcome: FloatArray, minimum: int) -> Flo
     return table
 
 
-def local_predictor(site: Site) -> FloatArray | None:
-    """Predictions by models fitted on this site's own rows alone, by the study's method; None where it can't be fitted."""
+@step(
+    reads=("train",),
+    takes={"scale": Input("p", limit=1e9)},
+    releases={"local_coefficients": Reply("2,p", limit=1e6, site_terms=True)},
+)
+def site_coefficients(site: Site, *, scale: FloatArray) -> Out:
+    """This site's own coefficients and their standard errors, (2, p), on everybody's scale; zeros if it can't be fitted."""
+    fits = local_fits(site, folds=0)
+    if not fits or "covariance" not in fits[0]:
+        return Out({"local_coefficients": np.zeros((2, len(scale)))})
+    coefficients, covariance = in_study_units(fits[0])
+    return Out({"local_coefficients": np.stack([coefficients, np.sqrt(np.diag(covariance))]) * scale})
+
+
+def local_fits(site: Site, folds: int) -> list[Any]:
+    """Fits on this site's own rows alone, by the study's method: one for each fold, or one. Empty where one fails."""
     method = find_method(site.study, site.variant)
     here = Here(site.part, site.study, site.variant)
-    folds = site.study.parts.folds or 0
     try:
-        fits = [fit(method, here.fold(k)) for k in range(folds)] if folds else [fit(method, here)]
+        return [fit(method, here.fold(k)) for k in range(folds)] if folds else [fit(method, here)]
     except (MedfedError, FloatingPointError, np.linalg.LinAlgError, ZeroDivisionError):
-        return None
-    stacked = stack_fits(fits)
-    predictor, _ = predictors(site, **stacked)
-    return predictor
+        return []
+
+
+def local_predictor(site: Site) -> FloatArray | None:
+    """Predictions by the site's own models; None where they can't be fitted."""
+    fits = local_fits(site, site.study.parts.folds or 0)
+    return predictors(site, **stack_fits(fits))[0] if fits else None
 
 
 def stack_fits(fits: list[Any]) -> dict[str, FloatArray]:

@@ -31,6 +31,7 @@ SMALL_COUNT = "a released count is under the minimum cell or is not a count"
 TOO_MANY_VALUES = "the release has more values for each patient than the policy allows"
 CONCENTRATED = "the released sums rest on fewer patients than may be seen; the question isolates some of them"
 PATIENT_ROW = "the release holds one patient's row"
+SITE_TERMS = "estimates of this site alone are not to be seen, says its policy (site_terms_visible)"
 REPLY_NOT_LISTED = "the policy does not list this figure among those that may be seen for this site alone"
 
 _ROWS_WATCHED = 200_000
@@ -180,6 +181,8 @@ def check_release(
             limit = declared.limit
             hold(patients < np.maximum(declared.minimum_patients, 1) * (minimum > 1), FEW_PATIENTS)
             hold(np.array([name not in policy.replies for policy in policies]), REPLY_NOT_LISTED)
+            if declared.site_terms:
+                hold(np.array([not policy.site_terms_visible for policy in policies]), SITE_TERMS)
         largest = np.abs(flat).max(1, initial=0.0)
         hold(~(largest <= limit), OVER_LIMIT)
         if values.ndim >= 2 and values.shape[-1] == sizes.get("p"):

@@ -6,7 +6,7 @@ from typing import Any
 
 from medfed.data.table import StudyTable
 from medfed.federation.call import Protection
-from medfed.federation.gate import judge_rows, minimum_cell
+from medfed.federation.gate import SITE_TERMS, judge_rows, minimum_cell
 from medfed.federation.packages import step_name
 from medfed.federation.policy import Policy
 from medfed.federation.step import Count, Reply, Step, Sum, shape_of
@@ -91,6 +91,10 @@ def _step(study: Study, table: StudyTable, policy: Policy, step: Step, protectio
         held = "the site's policy does not allow this step"
     elif unlisted := [r.name for r in releases if r.kind == "reply" and r.name not in policy.replies]:
         held = f"the policy does not list {', '.join(unlisted)} under replies"
+    elif not policy.site_terms_visible and any(
+        isinstance(declared, Reply) and declared.site_terms for declared in step.releases.values()
+    ):
+        held = SITE_TERMS
     elif over := [k for k, v in amounts.items() if v > policy.values_per_patient.get(k, 0.0) * view.patients]:  # type: ignore[call-overload]
         held = f"more values for each patient than the policy allows ({over[0]})"
     else:

@@ -64,11 +64,15 @@ class Count:
 
 @dataclass(frozen=True)
 class Reply:
-    """A figure of one site, seen by itself: for ``gather`` only, and only where the site's policy lists its name."""
+    """A figure of one site, seen by itself: for ``gather`` only, and only where the site's policy lists its name.
+
+    site_terms: estimates of this site alone (its coefficients); the policy must also have ``site_terms_visible``.
+    """
 
     shape: str = ""
     limit: float = 1e6
     minimum_patients: int = 10
+    site_terms: bool = False
 
 
 Release = Sum | Count | Reply

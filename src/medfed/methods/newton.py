@@ -7,7 +7,7 @@ federated: Wu et al. 2012 (GLORE).
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,7 +139,9 @@ class Newton:
     tolerance: float = 1e-10
     most_rounds: int = 30
 
-    steps: ClassVar[tuple[Step, ...]] = (moments, logistic_terms, linear_terms)
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        return (moments, logistic_terms if self.family == "logistic" else linear_terms)
 
     def __post_init__(self) -> None:
         if self.family not in ("logistic", "gaussian"):

@@ -47,7 +47,7 @@ class TreatmentEffect:
 
     tolerance: float = 1e-10
 
-    steps: ClassVar[tuple[Step, ...]] = (arm_by_outcome, *Newton.steps[:2])
+    steps: ClassVar[tuple[Step, ...]] = (arm_by_outcome, *Newton().steps)
 
     def start(self, study: Study) -> EffectState:
         arms = len(study.variables[study.arm or ""].codes or ())

@@ -6,8 +6,7 @@ targets. The data stay outside the project: see docs/heart-disease.md.
 """
 
 from medfed.applications.heart.exports import HOSPITALS, prepare
-from medfed.applications.heart.figures import claims
 from medfed.applications.heart.split import flamby
 from medfed.applications.heart.transport import leave_one_out
 
-__all__ = ["HOSPITALS", "claims", "flamby", "leave_one_out", "prepare"]
+__all__ = ["HOSPITALS", "flamby", "leave_one_out", "prepare"]

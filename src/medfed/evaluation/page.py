@@ -1,0 +1,108 @@
+"""One self-contained HTML page from blocks of content: inline CSS, no script, nothing loaded from a network.
+
+A page is written by whoever knows its content; here it is only set. Every text is escaped by the template engine, and
+the page forbids itself to load anything.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Literal
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from medfed.evaluation.figure import Figure, Table
+from medfed.language import Translate, translator
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph. lead: larger; note: smaller; verdict: a statement that stands out."""
+
+    text: str
+    look: Literal["plain", "lead", "note", "verdict"] = "plain"
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something that has to be seen: what the page is not, or who stands apart."""
+
+    text: str
+    look: Literal["information", "warning"] = "information"
+
+
+@dataclass(frozen=True)
+class Bullets:
+    """A list."""
+
+    items: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A heading inside a section."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Tabled:
+    """A table that stands by itself, with its caption."""
+
+    caption: str
+    table: Table
+    total: bool = False
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Pairs of name and value."""
+
+    pairs: tuple[tuple[str, str], ...]
+
+
+Block = Text | Notice | Bullets | Heading | Tabled | Facts | Figure
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page with its place in the list of contents. new_page: begins one when printed."""
+
+    anchor: str
+    title: str
+    blocks: Sequence[Block]
+    new_page: bool = False
+
+
+@dataclass(frozen=True)
+class Head:
+    """The first screen: what was asked, and the answer."""
+
+    kicker: str
+    title: str
+    question: str
+    answer: str
+    detail: str = ""
+    facts: tuple[tuple[str, str], ...] = ()
+    notices: tuple[Notice, ...] = ()
+    other_language: tuple[str, str, str] | None = field(default=None)
+
+
+@cache
+def _environment() -> Environment:
+    found = Environment(
+        loader=PackageLoader("medfed.evaluation", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters["kind"] = lambda block: type(block).__name__
+    return found
+
+
+def render_page(head: Head, sections: Sequence[Section], *, lang: str, foot: Sequence[str] = ()) -> str:
+    """The page as text. Raises MedfedError for an unknown language."""
+    _: Translate = translator(lang)
+    template = _environment().get_template("page.html")
+    return template.render(head=head, sections=sections, lang=lang, foot=foot, _=_)

@@ -1,0 +1,172 @@
+"""The part of a report that answers a question on treatment: risks by arm, ratios, adjusted ratios, sites beside the total."""
+
+from medfed.evaluation.charts import Estimated, bars, forest
+from medfed.evaluation.figure import Table
+from medfed.evaluation.page import Block, Heading, Section, Tabled, Text
+from medfed.evaluation.report_data import ROWS_APART, Effect, Interval, Named
+from medfed.evaluation.report_labels import Labels
+from medfed.language import number, percent
+
+
+def effect_answer(effect: Effect, labels: Labels) -> tuple[str, str]:
+    """The answer in one sentence with its interval, and how many patients it rests on."""
+    _ = labels.translate
+    reference, arm = effect.arms[0], effect.arms[1]
+    ratio = effect.risk_ratio
+    words = {
+        "arm": labels.arm(arm.name),
+        "reference": labels.arm(reference.name),
+        "risk": percent(arm.value),
+        "reference_risk": percent(reference.value),
+        "ratio": number(ratio.value),
+        "interval": labels.interval(ratio),
+    }
+    if ratio.value is None:
+        answer = _("The risks can't be compared: an arm has no event.")
+    elif ratio.high is not None and ratio.high < 1:
+        answer = _(
+            "The risk was lower with {arm} than with {reference}: {risk} against {reference_risk}, "
+            "risk ratio {ratio} (95% interval {interval})."
+        ).format(**words)
+    elif ratio.low is not None and ratio.low > 1:
+        answer = _(
+            "The risk was higher with {arm} than with {reference}: {risk} against {reference_risk}, "
+            "risk ratio {ratio} (95% interval {interval})."
+        ).format(**words)
+    else:
+        answer = _(
+            "The risks with {arm} and with {reference} do not clearly differ: {risk} against {reference_risk}, "
+            "risk ratio {ratio} (95% interval {interval}, which includes 1)."
+        ).format(**words)
+    counts = [
+        _("{events} of {patients} with {arm}").format(
+            events=number(each.events, 0), patients=number(each.patients, 0), arm=labels.arm(each.name)
+        )
+        for each in (arm, reference)
+    ]
+    detail = _("Patients with the event: {counts}.").format(counts=_(", ").join(counts))
+    if labels.event:
+        detail += " " + _("The event: {event}.").format(event=labels.event)
+    return answer, detail
+
+
+def effect_section(effect: Effect, labels: Labels) -> Section:
+    """Figures and tables of a treatment's effect."""
+    _ = labels.translate
+    blocks: list[Block] = [_risks(effect, labels), *_ratios(effect, labels), *_adjusted(effect, labels)]
+    blocks += [Heading(_("Sites beside the total")), *_by_site(effect, labels)]
+    blocks += [Heading(_("Compared with pooled data")), Text(pooled_sentence(effect.difference_from_pooled, labels))]
+    return Section("effect", _("Effect of the treatment"), blocks)
+
+
+def pooled_sentence(difference: float | None, labels: Labels) -> str:
+    """How far the federated figures are from those of all rows in one place, or why that is not shown."""
+    _ = labels.translate
+    if difference is None:
+        return _("The difference from a fit on all rows in one place is {why}.").format(why=labels.why(ROWS_APART))
+    return _(
+        "Fitted on all rows in one place, the same model gives the same figures: the largest difference is {difference}."
+    ).format(difference=f"{difference:.1e}")
+
+
+def _risks(effect: Effect, labels: Labels) -> Block:
+    _ = labels.translate
+    rows = [
+        Estimated(
+            labels.arm(arm.name), arm.value, arm.low, arm.high,
+            _("{events} of {patients}").format(events=number(arm.events, 0), patients=number(arm.patients, 0)),
+        )
+        for arm in effect.arms
+    ]  # fmt: skip
+    return bars(
+        rows,
+        title=_("Risk by arm"),
+        caption=_("Share of patients with the event in each arm, with 95% score intervals (Wilson)."),
+        heads=(_("Arm"), _("Patients with the event"), _("Risk (95% interval)")),
+        lang=labels.lang,
+        form=percent,
+        tick_form=lambda value: percent(value, 0),
+    )
+
+
+def _ratios(effect: Effect, labels: Labels) -> list[Block]:
+    _ = labels.translate
+    arm_features = [row for row in effect.adjusted if _is_arm(row, labels)]
+    measures: list[tuple[str, Interval, bool]] = [
+        (_("Risk ratio"), effect.risk_ratio, False),
+        (_("Risk difference"), effect.risk_difference, True),
+    ]
+    if effect.crude_odds_ratio is not None:
+        measures.append((_("Odds ratio, not adjusted"), effect.crude_odds_ratio, False))
+    measures += [(_("Odds ratio, adjusted"), row, False) for row in arm_features[:1]]
+    rows = []
+    for name, found, as_percent in measures:
+        shown = percent(found.value) if as_percent else number(found.value)
+        rows.append((name, shown, labels.interval(found, as_percent=as_percent), labels.p_value(found.p)))
+    caption = _("{arm} compared with {reference}").format(
+        arm=labels.arm(effect.arms[1].name), reference=labels.arm(effect.arms[0].name)
+    )
+    columns = (_("Measure"), _("Estimate"), _("95% interval"), "P")
+    return [Tabled(caption, Table(columns, tuple(rows)))]
+
+
+def _is_arm(row: Named, labels: Labels) -> bool:
+    return row.name.partition("=")[0] == (labels.data.study.arm or "arm")
+
+
+def _adjusted(effect: Effect, labels: Labels) -> list[Block]:
+    _ = labels.translate
+    if not effect.adjusted:
+        return []
+    rows = [
+        Estimated(labels.feature(row.name), row.value, row.low, row.high, f"P {labels.p_value(row.p)}" if row.p is not None else "")
+        for row in effect.adjusted
+    ]
+    return [
+        forest(
+            rows,
+            title=_("Adjusted odds ratios"),
+            caption=_(
+                "One logistic regression over all counted sites, without a term for each site. An odds ratio of 1 means "
+                "no association; intervals are Wald's."
+            ),
+            heads=(_("Variable"), "P" if any(row.p is not None for row in effect.adjusted) else "", _("Odds ratio (95% interval)")),
+            lang=labels.lang,
+        )
+    ]
+
+
+def _by_site(effect: Effect, labels: Labels) -> list[Block]:
+    _ = labels.translate
+    if not effect.by_site:
+        return [
+            Text(
+                _("Risk ratios of single sites are {why}.").format(
+                    why=labels.why("the sites' policies do not allow figures of one site alone")
+                )
+            )
+        ]
+    rows = [
+        Estimated(
+            labels.site(row.site), row.value, row.low, row.high, row.counts,
+            why=_(row.reason or "the sites' policies do not allow figures of one site alone"),
+        )
+        for row in effect.by_site
+    ]  # fmt: skip
+    arm, reference = effect.arms[1], effect.arms[0]
+    ratio = effect.risk_ratio
+    total = _("{events} of {patients}, {reference_events} of {reference_patients}").format(
+        events=arm.events, patients=arm.patients, reference_events=reference.events, reference_patients=reference.patients
+    )
+    rows.append(Estimated(_("All counted sites"), ratio.value, ratio.low, ratio.high, total, total=True))
+    names = {"arm": labels.arm(arm.name), "reference": labels.arm(reference.name)}
+    return [
+        forest(
+            rows,
+            title=_("Risk ratio by site"),
+            caption=_("Each square is one site, the diamond all counted sites together; lines are 95% intervals, on a log scale."),
+            heads=(_("Site"), _("{arm}, {reference}").format(**names), _("Risk ratio (95% interval)")),
+            favours=(_("favours {arm}").format(arm=names["arm"]), _("favours {arm}").format(arm=names["reference"])),
+            lang=labels.lang,
+        )
+    ]
