@@ -19,6 +19,8 @@ FEW_BINS = "fewer than 3 groups of scores reach the minimum cell"
 NO_LOCAL_FIT = "the model can't be fitted on this site's rows alone"
 NO_FINITE_SLOPE = "the calibration line has no finite estimate"
 ROWS_APART = "the rows are not in one place"
+SITES_HIDDEN = "the sites' policies do not allow figures of one site alone"
+NO_ANSWER = "the site did not answer"
 NOT_REPORTED = "the run did not ask for it"
 
 

@@ -3,7 +3,7 @@
 from medfed.evaluation.charts import Estimated, bars, forest
 from medfed.evaluation.figure import Table
 from medfed.evaluation.page import Block, Heading, Section, Tabled, Text
-from medfed.evaluation.report_data import ROWS_APART, Effect, Interval, Named
+from medfed.evaluation.report_data import ROWS_APART, SITES_HIDDEN, Effect, Interval, Named
 from medfed.evaluation.report_labels import Labels
 from medfed.language import number, percent
 
@@ -19,7 +19,7 @@ def effect_answer(effect: Effect, labels: Labels) -> tuple[str, str]:
         "risk": percent(arm.value),
         "reference_risk": percent(reference.value),
         "ratio": number(ratio.value),
-        "interval": labels.interval(ratio),
+        "interval": labels.ends(ratio.low, ratio.high),
     }
     if ratio.value is None:
         answer = _("The risks can't be compared: an arm has no event.")
@@ -102,7 +102,8 @@ def _ratios(effect: Effect, labels: Labels) -> list[Block]:
     rows = []
     for name, found, as_percent in measures:
         shown = percent(found.value) if as_percent else number(found.value)
-        rows.append((name, shown, labels.interval(found, as_percent=as_percent), labels.p_value(found.p)))
+        ends = (labels.percent_ends if as_percent else labels.ends)(found.low, found.high)
+        rows.append((name, shown, ends, labels.p_value(found.p)))
     caption = _("{arm} compared with {reference}").format(
         arm=labels.arm(effect.arms[1].name), reference=labels.arm(effect.arms[0].name)
     )
@@ -119,7 +120,13 @@ def _adjusted(effect: Effect, labels: Labels) -> list[Block]:
     if not effect.adjusted:
         return []
     rows = [
-        Estimated(labels.feature(row.name), row.value, row.low, row.high, f"P {labels.p_value(row.p)}" if row.p is not None else "")
+        Estimated(
+            labels.feature(row.name),
+            row.value,
+            row.low,
+            row.high,
+            f"P {labels.p_value(row.p)}" if row.p is not None else "",
+        )
         for row in effect.adjusted
     ]
     return [
@@ -130,7 +137,11 @@ def _adjusted(effect: Effect, labels: Labels) -> list[Block]:
                 "One logistic regression over all counted sites, without a term for each site. An odds ratio of 1 means "
                 "no association; intervals are Wald's."
             ),
-            heads=(_("Variable"), "P" if any(row.p is not None for row in effect.adjusted) else "", _("Odds ratio (95% interval)")),
+            heads=(
+                _("Variable"),
+                "P" if any(row.p is not None for row in effect.adjusted) else "",
+                _("Odds ratio (95% interval)"),
+            ),
             lang=labels.lang,
         )
     ]
@@ -139,24 +150,21 @@ def _adjusted(effect: Effect, labels: Labels) -> list[Block]:
 def _by_site(effect: Effect, labels: Labels) -> list[Block]:
     _ = labels.translate
     if not effect.by_site:
-        return [
-            Text(
-                _("Risk ratios of single sites are {why}.").format(
-                    why=labels.why("the sites' policies do not allow figures of one site alone")
-                )
-            )
-        ]
+        return [Text(_("Risk ratios of single sites are {why}.").format(why=labels.why(SITES_HIDDEN)))]
     rows = [
         Estimated(
             labels.site(row.site), row.value, row.low, row.high, row.counts,
-            why=_(row.reason or "the sites' policies do not allow figures of one site alone"),
+            why=_(row.reason or SITES_HIDDEN),
         )
         for row in effect.by_site
     ]  # fmt: skip
     arm, reference = effect.arms[1], effect.arms[0]
     ratio = effect.risk_ratio
     total = _("{events} of {patients}, {reference_events} of {reference_patients}").format(
-        events=arm.events, patients=arm.patients, reference_events=reference.events, reference_patients=reference.patients
+        events=arm.events,
+        patients=arm.patients,
+        reference_events=reference.events,
+        reference_patients=reference.patients,
     )
     rows.append(Estimated(_("All counted sites"), ratio.value, ratio.low, ratio.high, total, total=True))
     names = {"arm": labels.arm(arm.name), "reference": labels.arm(reference.name)}
@@ -164,9 +172,11 @@ def _by_site(effect: Effect, labels: Labels) -> list[Block]:
         forest(
             rows,
             title=_("Risk ratio by site"),
-            caption=_("Each square is one site, the diamond all counted sites together; lines are 95% intervals, on a log scale."),
+            caption=_(
+                "Each square is one site, the diamond all counted sites together; lines are 95% intervals, on a log scale."
+            ),
             heads=(_("Site"), _("{arm}, {reference}").format(**names), _("Risk ratio (95% interval)")),
-            favours=(_("favours {arm}").format(arm=names["arm"]), _("favours {arm}").format(arm=names["reference"])),
+            favours=(_("lower risk with {arm}").format(**names), _("higher risk with {arm}").format(**names)),
             lang=labels.lang,
         )
     ]

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from medfed.evaluation.figure import interval_text, two_digits, why_text
-from medfed.evaluation.report_data import Interval, ReportData
+from medfed.evaluation.figure import interval_text, why_text
+from medfed.evaluation.report_data import ReportData
 from medfed.language import Translate, number, percent, translator
 from medfed.study.variables import Text, text_in
 
@@ -92,15 +92,21 @@ class Labels:
         """ "not shown: ..." in this language."""
         return why_text(self.translate(reason), self.translate)
 
-    def interval(self, found: Interval, *, as_percent: bool = False) -> str:
-        """An interval's ends as text."""
-        return interval_text(found.low, found.high, percent if as_percent else two_digits, self.translate)
+    def ends(self, low: float | None, high: float | None, digits: int = 2) -> str:
+        """ "0.55 to 0.67"."""
+        return interval_text(low, high, lambda end: number(end, digits), self.translate)
 
-    def with_interval(self, value: float | None, low: float | None, high: float | None, reason: str, digits: int = 2) -> str:
+    def percent_ends(self, low: float | None, high: float | None) -> str:
+        """ "6.3% to 13.1%"."""
+        return interval_text(low, high, percent, self.translate)
+
+    def with_interval(
+        self, value: float | None, low: float | None, high: float | None, reason: str, digits: int = 2
+    ) -> str:
         """ "0.61 (0.55 to 0.67)", or why there is no number."""
         if value is None:
             return self.why(reason)
-        inside = interval_text(low, high, lambda end: number(end, digits), self.translate)
+        inside = self.ends(low, high, digits)
         return f"{number(value, digits)} ({inside})" if inside else number(value, digits)
 
     def p_value(self, p: float | None) -> str:
