@@ -16,6 +16,7 @@ from medfed.evaluation.report import write_report
 from medfed.evaluation.study_run import StudyRun
 from medfed.federation.gate import minimum_cell
 from medfed.federation.ledger import Durability, released, verify_ledger
+from medfed.federation.policy import Policy
 from medfed.federation.runner import Listener, Runner
 from medfed.models.linear import LinearModel
 from medfed.study import Study
@@ -26,6 +27,7 @@ class ConsortiumRun:
     """A finished run: the report's data, the files written, and models by method."""
 
     report: dict[str, Any]
+    folder: Path
     files: tuple[Path, ...]
     models: Mapping[str, Path]
     result: Mapping[str, Any]
@@ -38,7 +40,6 @@ def run_consortium(
     *,
     durability: Durability = "call",
     listener: Listener | None = None,
-    what_if: bool = False,
 ) -> ConsortiumRun:
     """Run (or go on with) a study and write everything below coordinator/runs/RUN. Raises FederationError if it stops."""
     engine = SiteFolders(consortium, study, durability=durability)
@@ -55,11 +56,11 @@ def run_consortium(
         with closing(runner):
             result = runner.execute(StudyRun(study), run)
             heads = runner.store.heads()
-        report = _report(study, run, engine, result, heads, started, what_if)
+        report = _report(study, run, engine, result, heads, started)
         folder = consortium / "coordinator" / "runs" / run
         models = _write_models(folder, study, run, result, report)
         files = write_report(report, folder)
-        return ConsortiumRun(report, tuple([*files, *models.values()]), models, result)
+        return ConsortiumRun(report, folder, tuple([*files, *models.values()]), models, result)
     finally:
         engine.close()
 
@@ -89,7 +90,6 @@ def _report(
     result: Mapping[str, Any],
     heads: Mapping[str, Any],
     started: str,
-    what_if: bool,
 ) -> dict[str, Any]:
     counted = _counted(study, result)
     reasons = dict(result["fitted"].get("held_back") or {})
@@ -105,12 +105,15 @@ def _report(
             "unit": study.unit,
             "protects": study.protects,
             "seed": study.seed,
+            "variables": {name: variable.model_dump(mode="json") for name, variable in study.variables.items()},
+            "outcome": study.outcome,
+            "arm": study.arm,
         },
         "run": run,
         "started": started,
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
         "medfed": __version__,
-        "what_if": what_if,
+        "what_if": any(door.sites[s].policy.minimum_cell < Policy().minimum_cell for s, door in engine.doors.items()),
         "protection": engine.protections[-1],
         "minimum_cell": max(
             [minimum_cell(door.sites[s].policy, study) for s, door in engine.doors.items()],

@@ -8,7 +8,7 @@ import numpy as np
 from medfed.data.table import StudyTable
 from medfed.evaluation.alarms import SiteFigures, alarms
 from medfed.evaluation.calibration import observed_to_expected
-from medfed.evaluation.discrimination import FEWEST_BINS, Auc
+from medfed.evaluation.discrimination import FEWEST_BINS, Auc, auc_of_scores
 from medfed.evaluation.intervals import (
     Estimate,
     normal_quantile,
@@ -19,7 +19,7 @@ from medfed.evaluation.intervals import (
     wald_ratio,
     wilson,
 )
-from medfed.evaluation.study_run import pooled_figures
+from medfed.evaluation.study_run import pooled_figures, pooled_leave_one_out, predictor_at
 from medfed.methods.newton import in_study_units
 from medfed.models.linear import LinearModel
 from medfed.study import Study
@@ -108,42 +108,72 @@ def prediction_figures(
     minimum: Mapping[str, int] | None = None,
 ) -> Figures:
     """Methods side by side: local, federated and (where ``tables`` are given) pooled; by site where policies allow."""
+    if study.evaluation.design == "leave_one_site_out":
+        return {"methods": [], "left_out": _left_out(study, run["evaluation"], tables or {})}
     methods = []
     for name in ("main", *study.evaluation.variants):
         judged = run["evaluation"]["judged"][name]
         results: list[Figures] = [{"where": "federated", "site": None, **_overall(judged["overall"])}]
         line = judged["line"]
         if line:
-            results[0] |= {"slope": line["slope"], "slope_low": line["slope"] - Z95 * line["slope_error"],
-                           "slope_high": line["slope"] + Z95 * line["slope_error"]}  # fmt: skip
-        joining, calibration = [], []
-        for site, reply in (judged.get("by_site") or {}).items():
-            results.append(
-                {"where": "federated", "site": site, **_of_sums(*reply["site_sums"]), **_auc(*reply["site_area"])}
-            )
-            results.append(
-                {"where": "local", "site": site, **_of_sums(*reply["local_sums"]), **_auc(*reply["local_area"])}
-            )
-            joining.append(_joining(site, reply["difference"]))
-            calibration.append({"site": site, "groups": _groups(np.asarray(reply["site_curve"]))})
+            half = Z95 * line["slope_error"]
+            results[0] |= {"slope": line["slope"], "slope_low": line["slope"] - half, "slope_high": line["slope"] + half}
+        by_site = judged.get("by_site") or {}
+        for site, reply in by_site.items():
+            found = _of_sums(*reply["site_sums"]) | _auc(*reply["site_area"])
+            results.append({"where": "federated", "site": site, **found})
+            local = _of_sums(*reply["local_sums"]) | _auc(*reply["local_area"])
+            results.append({"where": "local", "site": site, **local})
         counted = {site: table for site, table in (tables or {}).items() if site in judged["sites_counted"]}
         if counted and "pooled" in study.evaluation.compare:
             pooled = pooled_figures(counted, study, dict(minimum or {}), None if name == "main" else name)
             results.append({"where": "pooled", "site": None, **_overall(pooled["overall"])})
             results += [{"where": "pooled", "site": s, **_overall(found)} for s, found in pooled["by_site"].items()]
         declared = study.method if name == "main" else study.variants[name]
+        curves = {site: np.asarray(reply["site_curve"]) for site, reply in by_site.items()}
         methods.append(
             {
                 "name": name,
                 "use": declared.use.rpartition(".")[2],
                 "results": results,
-                "joining": joining,
-                "calibration": calibration,
+                "joining": [_joining(site, reply["difference"]) for site, reply in by_site.items()],
+                "calibration": [{"site": site, "groups": _groups(curve)} for site, curve in curves.items()],
+                "roc": [_roc(site, curve) for site, curve in curves.items() if (curve[0] > 0).sum() >= FEWEST_BINS],
                 "sites_counted": list(judged["sites_counted"]),
                 "not_shown": dict(judged.get("not_shown") or {}),
             }
         )
     return {"methods": methods}
+
+
+def _left_out(study: Study, evaluation: Mapping[str, Any], tables: Mapping[str, StudyTable]) -> list[Figures]:
+    """The model fitted without each site, judged there; beside it the pooled fit's, where tables are in one place."""
+    rows = []
+    for name in ("main", *study.evaluation.variants):
+        for site in study.sites.invited:
+            judged = evaluation["judged"][f"{name} {site}"]
+            if site not in judged["by_site"]:
+                reason = judged["not_shown"][site]["reason"]
+                rows.append({"method": name, "where": "federated", "site": site, "n": 0, "reason": reason})
+                continue
+            reply = judged["by_site"][site]
+            found = {"method": name, "where": "federated", "site": site}
+            found |= _of_sums(*reply["site_sums"]) | _auc(*reply["site_area"])
+            if "pooled" in study.evaluation.compare and len(tables) == len(study.sites.invited) and found["auc"] is not None:
+                pooled = pooled_leave_one_out(tables, study, site, None if name == "main" else name)
+                exact = auc_of_scores(*predictor_at(tables[site], study, pooled))
+                found["difference_from_pooled"] = abs(exact.value - found["auc"]) if exact is not None else None
+            rows.append(found)
+    return rows
+
+
+def _roc(site: str, curve: Any) -> Figures:
+    """A ROC curve from patients and events in groups of ascending risk, (3, groups)."""
+    patients, events = np.asarray(curve)[0][::-1], np.asarray(curve)[1][::-1]
+    used = patients > 0
+    true = np.concatenate([[0.0], np.cumsum(events[used]) / events.sum()])
+    false = np.concatenate([[0.0], np.cumsum((patients - events)[used]) / (patients - events).sum()])
+    return {"where": "federated", "site": site, "false_positive_rate": false.tolist(), "true_positive_rate": true.tolist()}
 
 
 def site_alarms(study: Study, judged: Mapping[str, Any]) -> list[Figures]:

@@ -61,7 +61,7 @@ def open_store(path: Path, durability: Durability) -> sqlite3.Connection:
     try:
         db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=128)
         db.execute("pragma journal_mode=wal")
-        db.execute(f"pragma synchronous={'full' if durability == 'call' else 'normal'}")
+        db.execute(f"pragma synchronous={'full' if durability == 'call' else 'off'}")
         db.executescript(_SCHEMA)
     except sqlite3.Error as problem:
         raise LedgerError(

@@ -27,6 +27,8 @@ class SiteStore:
         self.path = path
         self.db = open_store(path, durability)
         self.blobs = BlobFolder(path.with_suffix(".blobs"))
+        named = self.db.execute("select file from ledger where file is not null union select file from keep where file is not null")
+        self.blobs.drop_all_but({file for (file,) in named})
         self._heads = heads_of(self.db)
         self._heads_at = self.version()
         self._kept: dict[tuple[str, str, str], Mapping[str, Any]] = {}
@@ -229,15 +231,16 @@ class SiteStore:
         if call.round - 1 - last < _ROUNDS_BETWEEN_PRUNING and call.round > 1:
             return
         self._pruned[call.run] = call.round - 1
-        done = (
-            "select id from call where (run=? and round<?) or"
-            " (run like ? escape '\\' and cast(substr(run, ?) as integer) < ?)"
+        # Children of round q lie under "run/q/": between "run/" and "run0", the character after the slash.
+        below = (f"{call.run}/", f"{call.run}0", len(call.run) + 2)
+        children = "select id from call where run>=? and run<? and cast(substr(run, ?) as integer) between ? and ?"
+        finished = f"select id from call where run=? and round between ? and ? union all {children}"
+        rounds = (last, call.round - 1)
+        self.db.execute(
+            f"update ledger set bytes=null, file=null where kind='release' and call in ({finished})",
+            (call.run, *rounds, *below, *rounds),
         )
-        prefix = call.run.replace("_", "\\_").replace("%", "\\%") + "/%"
-        bound = (call.run, call.round, prefix, len(call.run) + 2, call.round)
-        self.db.execute(f"update ledger set bytes=null, file=null where kind='release' and call in ({done})", bound)
-        children = "select id from call where run like ? escape '\\' and cast(substr(run, ?) as integer) < ?"
-        self.db.execute(f"delete from keep where call in ({children})", bound[2:])
+        self.db.execute(f"delete from keep where call in ({children})", (*below, *rounds))
 
     def _remember(
         self,

@@ -43,7 +43,7 @@ class RunnerStore:
             self.db = sqlite3.connect(self.path, isolation_level=None, timeout=10)
             if not read_only:
                 self.db.execute("pragma journal_mode=wal")
-                self.db.execute(f"pragma synchronous={'full' if durability == 'call' else 'normal'}")
+                self.db.execute(f"pragma synchronous={'full' if durability == 'call' else 'off'}")
                 self.db.executescript(_SCHEMA)
         except sqlite3.Error as problem:
             self.close()

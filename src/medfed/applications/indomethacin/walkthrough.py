@@ -26,6 +26,7 @@ from medfed.errors import MedfedError
 from medfed.evaluation.consortium_run import ConsortiumRun, run_consortium
 from medfed.evaluation.monitor import Applied, FedBack, apply_model, feed_back
 from medfed.evaluation.quality_page import render as render_quality
+from medfed.evaluation.report import write_report
 from medfed.evaluation.study_run import step_names
 from medfed.federation.approval import approve, packages_of
 from medfed.federation.keys import load_signing_key, write_signing_key
@@ -150,6 +151,9 @@ def walk(
     counted = list(first.result["fitted"]["sites"])
     pooled = pooled_answer(effect, {name: tables[name].on("all") for name in counted})
     difference = _difference(first, pooled)
+    # Here, and only here, the rows lie in one place: the report may say how far the federated answer is from theirs.
+    first.report["effect"]["difference_from_pooled"] = difference
+    write_report(first.report, first.folder)
     say(Step("Does indomethacin prevent pancreatitis?", tuple(str(path) for path in first.files)))
     second = run_consortium(folder, risk, "risk", listener=listener)
     say(Step("Who is at risk? Local, federated and pooled, side by side", tuple(str(path) for path in second.files)))
