@@ -1,98 +1,135 @@
 """Values that do not fit their declaration, told with counts, examples and the line to change. They stay at the site."""
 
 from collections import Counter
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
 
-import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
+import ibis
+import ibis.expr.types as ir
 
-from medfed.data.expressions import Mapped
+from medfed.data.expressions import MOST_PROBLEMS, Mapped, Reading
 from medfed.data.site_folder import SiteFolder
 from medfed.errors import MappingError
 
 _FORMATS = (
     "%Y-%m-%d", "%d.%m.%Y", "%m/%d/%Y", "%d/%m/%Y", "%Y/%m/%d", "%d-%b-%Y", "%d %b %Y", "%d-%m-%Y", "%Y%m%d",
-    "%Y年%m月%d日", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S",
+    "%Y年%m月%d日", "%d.%m.%y", "%m/%d/%y", "%d/%m/%y", "%d-%b-%y", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S",
+    "%d.%m.%Y %H:%M", "%m/%d/%Y %H:%M",
 )  # fmt: skip
+_NO_DATE = "no known date"
+
+
+def check_fits(site: SiteFolder, table: ir.Table, variables: list[Mapped], rows: int) -> None:
+    """MappingError that lists, for up to ten columns, the values of ``table`` that can't be read as declared."""
+    places = [(mapped, index) for mapped in variables for index in range(len(mapped.readings))]
+    if not places or not rows:
+        return
+    counts = table.aggregate(
+        **{mapped.fits(index): (~table[mapped.fits(index)]).sum() for mapped, index in places}
+    ).to_pyarrow()
+    problems = []
+    for mapped, index in places:
+        unfit = counts.column(mapped.fits(index))[0].as_py()
+        if not unfit:
+            continue
+        reading = mapped.readings[index]
+        bad = _counted(table.filter(~table[mapped.fits(index)]), mapped.text(index))
+        if reading.kind == "number":
+            problems.append(_not_numbers(site, mapped, reading, bad, rows))
+        elif reading.kind == "code":
+            problems.append(_not_codes(site, mapped, reading, bad))
+        else:
+            problems.append(_not_dates(site, mapped, reading, bad, _counted(table, mapped.text(index)), rows))
+    if problems:
+        raise MappingError("\n".join(problems[:MOST_PROBLEMS]))
+
+
+def _counted(table: ir.Table, column: str) -> dict[str, int]:
+    """How often each text stands in a column, the most frequent first."""
+    text = table[column]
+    found = (
+        table.filter(text.notnull())
+        .group_by(text=text)
+        .aggregate(times=lambda group: group.count())
+        .order_by([ibis.desc("times"), "text"])
+        .to_pyarrow()
+    )
+    return dict(zip(found.column("text").to_pylist(), found.column("times").to_pylist(), strict=True))
 
 
 def _examples(values: list[str], most: int = 4) -> str:
-    shown = [f'"{value}"' for value in dict.fromkeys(values)]
+    shown = [f'"{value}"' for value in values]
     return ", ".join(shown[:most]) + (", ..." if len(shown) > most else "")
 
 
-def _unfit(raw: NDArray[Any], values: pa.ChunkedArray) -> NDArray[np.bool_]:
-    known = np.array([value is not None for value in raw])
-    return np.asarray(known & np.asarray(values.is_null().to_numpy(zero_copy_only=False)))
+def _of(mapped: Mapped, reading: Reading) -> str:
+    """Which column, where a variable is made from several."""
+    return f" in {reading.column!r}" if len(mapped.readings) > 1 else ""
 
 
-def check_numbers(site: SiteFolder, mapped: Mapped, raw: NDArray[Any], values: pa.ChunkedArray) -> None:
-    """MappingError where texts of a number are not numbers."""
-    bad = _unfit(raw, values)
-    if bad.any():
-        where = site.where("mapping", mapped.name)
-        raise MappingError(
-            f"site {site.name!r}, variable {mapped.name!r}: {int(bad.sum())} of {len(raw)} values are not numbers "
-            f"({_examples([str(v) for v in raw[bad]])}).\n  Add them to missing_codes in {where}, or fix the export."
+def _not_numbers(site: SiteFolder, mapped: Mapped, reading: Reading, bad: Mapping[str, int], rows: int) -> str:
+    return (
+        f"site {site.name!r}, variable {mapped.name!r}: {sum(bad.values())} of {rows} values{_of(mapped, reading)} are not "
+        f"numbers ({_examples(list(bad))}).\n"
+        f"  Add them to missing_codes in {site.where('mapping', mapped.name)}, or fix the export."
+    )
+
+
+def _not_codes(site: SiteFolder, mapped: Mapped, reading: Reading, bad: Mapping[str, int]) -> str:
+    counts = ", ".join(f'"{code}" ({count})' for code, count in list(bad.items())[:6]) + (
+        ", ..." if len(bad) > 6 else ""
+    )
+    return (
+        f"site {site.name!r}, variable {mapped.name!r}: codes without a map{_of(mapped, reading)}: {counts}.\n"
+        f"  Map them to one of {', '.join(mapped.variable.codes or ())}, or add them to missing_codes, in "
+        f"{site.where('mapping', mapped.name, 'codes')}."
+    )
+
+
+def _not_dates(
+    site: SiteFolder, mapped: Mapped, reading: Reading, bad: Mapping[str, int], every: Mapping[str, int], rows: int
+) -> str:
+    declared = " or ".join(reading.formats) or "dates"
+    where = site.where("mapping", mapped.name)
+    head = f"site {site.name!r}, variable {mapped.name!r}: {sum(bad.values())} of {rows} dates in {reading.column!r}"
+    twice = [text for text in bad if any(_fits(text, pattern) for pattern in reading.formats)]
+    if twice:
+        return (
+            f"{head} are different days by {declared} ({_examples(twice, 3)}).\n"
+            f"  Export one format and declare it in {where}."
         )
+    seen = date_formats_of(every, reading.formats)
+    kinds = ", ".join(f"{count} like {kind}" for kind, count in seen.most_common(4))
+    mixed = f"the column mixes formats ({kinds})" if len(seen) > 1 else f"they look like {next(iter(seen))}"
+    return (
+        f"{head} are not {declared} ({_examples(list(bad), 3)}); {mixed}.\n"
+        f'  Export one format and declare it as date_format in {where} (a list, ["%Y-%m-%d", "%d.%m.%Y"], where no text '
+        "can be read two ways); medfed does not guess which of day and month comes first."
+    )
 
 
-def check_codes(site: SiteFolder, mapped: Mapped, raw: NDArray[Any], values: pa.ChunkedArray) -> None:
-    """MappingError where a code has no counterpart, or maps to a code that the study does not have."""
-    where = site.where("mapping", mapped.name, "codes")
-    known = set(mapped.variable.codes or ())
-    for here, there in (mapped.mapping.codes or {}).items():
-        if there not in known:
-            raise MappingError(
-                f"site {site.name!r}, variable {mapped.name!r}: {here!r} is mapped to {there!r}, which is no code of the study "
-                f"({', '.join(known)}). Correct {where}"
-            )
-    bad = _unfit(raw, values)
-    if bad.any():
-        counts = ", ".join(f'"{code}" ({count})' for code, count in Counter(str(v) for v in raw[bad]).most_common(6))
-        raise MappingError(
-            f"site {site.name!r}, variable {mapped.name!r}: codes without a map: {counts}.\n"
-            f"  Map them to one of {', '.join(sorted(known))}, or add them to missing_codes, in {where}."
-        )
+def date_formats_of(texts: Mapping[str, int], declared: tuple[str, ...] = ()) -> Counter[str]:
+    """How many of the texts (with how often each stands) have which date format, for a message.
 
-
-def check_dates(
-    site: SiteFolder, mapped: Mapped, raw: NDArray[Any], later: NDArray[Any], values: pa.ChunkedArray
-) -> None:
-    """MappingError where dates do not follow the declared format; says which formats it sees instead."""
-    both = np.array([a is not None and b is not None for a, b in zip(raw, later, strict=True)])
-    bad = both & np.asarray(values.is_null().to_numpy(zero_copy_only=False))
-    if not bad.any():
-        return
-    assert mapped.mapping.years_until is not None
-    for column, texts, declared in (
-        (mapped.mapping.column, raw, mapped.mapping.date_format or ""),
-        (mapped.mapping.years_until.column, later, mapped.mapping.years_until.date_format),
-    ):
-        wrong = [str(text) for text in texts[bad] if not _fits(str(text), declared)]
-        if not wrong:
-            continue
-        seen = Counter(_format_of(str(text), declared) for text in texts if text is not None)
-        kinds = ", ".join(f"{count} like {kind}" for kind, count in seen.most_common(4))
-        mixed = f"; the column mixes formats ({kinds})" if len(seen) > 1 else f"; they look like {next(iter(seen))}"
-        raise MappingError(
-            f"site {site.name!r}, variable {mapped.name!r}: {len(wrong)} of {len(raw)} dates in {column!r} are not {declared} "
-            f"({_examples(wrong, 3)}){mixed}.\n  Export one format and declare it in {site.where('mapping', mapped.name)}; "
-            "medfed does not guess which of day and month comes first."
-        )
+    A text that several formats read goes to the one that reads most of the column, and names all where that is a tie.
+    """
+    by_text = {
+        text: [pattern for pattern in dict.fromkeys((*declared, *_FORMATS)) if _fits(text, pattern)] for text in texts
+    }
+    reads: Counter[str] = Counter()
+    for text, patterns in by_text.items():
+        reads.update(dict.fromkeys(patterns, texts[text]))
+    seen: Counter[str] = Counter()
+    for text, patterns in by_text.items():
+        of_declared = [pattern for pattern in patterns if pattern in declared]
+        most = max((reads[pattern] for pattern in patterns), default=0)
+        best = of_declared[:1] or [pattern for pattern in patterns if reads[pattern] == most]
+        seen[" or ".join(best) or _NO_DATE] += texts[text]
+    return seen
 
 
 def _fits(text: str, pattern: str) -> bool:
     try:
-        datetime.strptime(text, pattern)
-        return True
+        return datetime.strptime(text, pattern).year >= 1
     except ValueError:
         return False
-
-
-def _format_of(text: str, declared: str) -> str:
-    if _fits(text, declared):
-        return declared
-    return next((pattern for pattern in _FORMATS if _fits(text, pattern)), "no known date")

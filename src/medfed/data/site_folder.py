@@ -1,110 +1,19 @@
 """A site's folder: site.yaml (sources and mapping), keys, exports, tables. The site owns all of it."""
 
+import json
 import os
 import secrets
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
-
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from medfed.canonical import canonical_json, digest, write_atomically
+from medfed.data.mapping import SiteFile
 from medfed.declarations import Lines, read_text, read_yaml, validate
 from medfed.errors import MappingError
-from medfed.study.variables import Text, text_in
+from medfed.study.variables import text_in
 
 PSEUDONYM_KEY = "pseudonym.key"
-
-
-class _Declared(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Source(_Declared):
-    """A file of the site. ``header``: column names of a CSV that has none."""
-
-    path: str
-    format: Literal["csv", "parquet"] = "csv"
-    delimiter: str = Field(default=",", min_length=1, max_length=1)
-    encoding: str = "utf-8"
-    decimal: Literal[".", ","] = "."
-    header: tuple[str, ...] | None = None
-
-
-class Patient(_Declared):
-    """Where the patient's identifier stands; it becomes the pseudonym and goes no further."""
-
-    source: str
-    column: str
-
-
-class YearsUntil(_Declared):
-    """The later of two dates: the value is the number of completed years up to it."""
-
-    column: str
-    date_format: str
-
-
-class Derive(_Declared):
-    """A column worked out from others: exactly one of these, over column names or numbers, in order."""
-
-    ratio: tuple[str | float, str | float] | None = None
-    product: tuple[str | float, ...] | None = None
-    sum: tuple[str | float, ...] | None = None
-    difference: tuple[str | float, str | float] | None = None
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        if len(self.model_fields_set) != 1:
-            raise ValueError("derive has exactly one of ratio, product, sum, difference")
-        return self
-
-    @property
-    def operation(self) -> tuple[str, tuple[str | float, ...]]:
-        name = next(iter(self.model_fields_set))
-        return name, getattr(self, name)
-
-
-class VariableMapping(_Declared):
-    """How one variable of a study comes out of the source."""
-
-    column: str | None = None
-    derive: Derive | None = None
-    unit: str | None = None
-    codes: dict[str, str] | None = None
-    missing_codes: tuple[str, ...] = ()
-    date_format: str | None = None
-    years_until: YearsUntil | None = None
-    round: Literal["down"] | None = None
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if (self.column is None) == (self.derive is None):
-            raise ValueError("a variable comes from `column: NAME` or from `derive: ...`")
-        if self.years_until is not None and self.date_format is None:
-            raise ValueError('years_until needs `date_format` for the earlier date as well, for example "%Y-%m-%d"')
-        return self
-
-
-class SiteFile(_Declared):
-    """site.yaml."""
-
-    site: str = Field(pattern=r"^[a-z][a-z0-9-]*$", max_length=60)
-    title: Text | None = None
-    sources: dict[str, Source] = Field(min_length=1)
-    missing_codes: tuple[str, ...] = ("", "NA")
-    patient: Patient
-    duplicates: Literal["refuse", "first", "last"] = "refuse"
-    mapping: dict[str, VariableMapping] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _source_exists(self) -> Self:
-        if self.patient.source not in self.sources:
-            raise ValueError(
-                f"patient.source: there is no source {self.patient.source!r}; it is one of {', '.join(self.sources)}"
-            )
-        return self
 
 
 @dataclass(frozen=True)
@@ -177,7 +86,7 @@ def load_site(folder: Path | str) -> SiteFolder:
 SITE_TEMPLATE = """\
 # How this site's exports become the variables of a study. It belongs to the site; nothing here leaves it.
 site: {name}
-title: "{title}"
+title: {title}
 sources:
   export: {{path: data/export.csv, format: csv, delimiter: ",", encoding: utf-8}}   # or format: parquet
 missing_codes: ["", "NA"]                    # what stands for "not known", in every column
@@ -190,22 +99,31 @@ mapping:
   # age: {{column: birth_date, date_format: "%d.%m.%Y", years_until: {{column: visit_date, date_format: "%d.%m.%Y"}}}}
   # A code: this site's codes, and the study's code for each.
   # sex: {{column: SEX, codes: {{"1": male, "2": female}}}}
-  # A column worked out from others:
+  # A column worked out from others (ratio, product, sum, difference), columns or numbers:
   # bmi: {{derive: {{ratio: [weight_kg, height_m2]}}, unit: kg/m**2}}
+  # A code that any of several columns decides:
+  # diabetes: {{derive: {{any_of: [DM1, DM2], gives: "yes"}}, codes: {{"1": "yes", "0": "no"}}}}
 """
 
 
 def init_site(folder: Path, name: str, title: str = "") -> Path:
-    """Make a site's folder: a commented site.yaml and the pseudonym key (0600). An existing site is left alone."""
+    """Make a site's folder: a commented site.yaml and the pseudonym key (0600). An existing site or key is left alone.
+
+    MappingError where the name is not one that a study can invite, or the folder can't be written; then nothing is made.
+    """
     path = folder / "site.yaml"
     if path.exists():
         raise MappingError(f"{path} exists already; edit it, or choose another folder. Nothing was changed")
-    write_pseudonym_key(folder)
-    (folder / "data").mkdir(parents=True, exist_ok=True)
-    text = SITE_TEMPLATE.format(name=name, title=title or name)
+    text = SITE_TEMPLATE.format(name=name, title=json.dumps(title or name, ensure_ascii=False))
     raw, lines = read_yaml(text, "site.yaml", MappingError)
     validate(SiteFile, raw, lines, "--name", MappingError)
-    write_atomically(path, text.encode())
+    try:
+        if not (folder / "keys" / PSEUDONYM_KEY).exists():
+            write_pseudonym_key(folder)
+        (folder / "data").mkdir(parents=True, exist_ok=True)
+        write_atomically(path, text.encode())
+    except OSError as problem:
+        raise MappingError(f"{folder} can't be written ({problem.strerror}); choose another folder") from None
     return path
 
 

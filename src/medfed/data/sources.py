@@ -2,65 +2,76 @@
 
 import codecs
 import csv
+import hashlib
 import io
+import re
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
 
-from medfed.data.site_folder import SiteFolder, Source
+from medfed.data.mapping import Source
+from medfed.data.site_folder import SiteFolder
 from medfed.errors import MappingError
 
 _DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 
 
-def read_source(site: SiteFolder, name: str) -> pa.Table:
-    """Read a source. MappingError: missing file, wrong delimiter, wrong encoding, damaged file."""
+@dataclass(frozen=True)
+class SourceContent:
+    """A source as it was read. sha256: of the very bytes that the table was made from."""
+
+    table: pa.Table
+    sha256: str
+
+
+def read_source(site: SiteFolder, name: str) -> SourceContent:
+    """Read a source. MappingError: missing file, wrong delimiter, wrong encoding, damaged file, a column named twice."""
     source = site.declared.sources[name]
     path = site.folder / source.path
     where = site.where("sources", name)
-    if not path.is_file():
-        raise MappingError(f"site {site.name!r}: {path} does not exist; correct `path` of source {name!r} in {where}")
-    if source.format == "parquet":
-        try:
-            return pa_parquet.read_table(path)
-        except (pa.ArrowInvalid, OSError):
-            raise MappingError(
-                f"site {site.name!r}: {path} is not a Parquet file; correct `format` in {where}"
-            ) from None
-    return _read_csv(site, name, source, path.read_bytes(), where)
-
-
-def _read_csv(site: SiteFolder, name: str, source: Source, data: bytes, where: str) -> pa.Table:
-    encoding = source.encoding
     try:
-        codecs.lookup(encoding)
-    except LookupError:
-        raise MappingError(f"there is no encoding {encoding!r}; write utf-8, gbk or latin-1 in {where}") from None
-    try:
-        text = data.decode("utf-8-sig" if encoding.lower().replace("-", "") == "utf8" else encoding)
-    except UnicodeDecodeError as problem:
+        data = path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise MappingError(
-            f"site {site.name!r}: {source.path} is not {encoding} (byte {problem.start}); it reads as "
-            f"{_likely_encoding(data)}: write that as `encoding` in {where}"
+            f"site {site.name!r}: {path} does not exist; correct `path` of source {name!r} in {where}"
         ) from None
+    except OSError as problem:
+        raise MappingError(
+            f"site {site.name!r}: {path} can't be read ({problem.strerror}); mend its permissions"
+        ) from None
+    table = (
+        _read_parquet(site, source, data, where) if source.format == "parquet" else _read_csv(site, source, data, where)
+    )
+    return SourceContent(table, hashlib.sha256(data).hexdigest())
+
+
+def _read_parquet(site: SiteFolder, source: Source, data: bytes, where: str) -> pa.Table:
+    try:
+        table = pa_parquet.read_table(pa.BufferReader(data))
+    except (pa.ArrowException, OSError):
+        raise MappingError(
+            f"site {site.name!r}: {source.path} is not a Parquet file, or is damaged; correct `format` in {where}, or export again"
+        ) from None
+    _no_column_twice(site, source, table.column_names)
+    return table
+
+
+def _read_csv(site: SiteFolder, source: Source, data: bytes, where: str) -> pa.Table:
+    text = _decoded(site, source, data, where)
     if not text.strip():
         raise MappingError(f"site {site.name!r}: {source.path} is empty; export it again")
-    first_line = next(csv.reader(io.StringIO(text), delimiter=source.delimiter))
-    if len(first_line) < 2:
-        found = Counter(first_line[0] if first_line else "")
-        other = max((d for d in _DELIMITERS if d != source.delimiter), key=lambda d: found[d])
-        if found[other]:
-            raise MappingError(
-                f"site {site.name!r}: {source.path} has a single column when split at {source.delimiter!r}; it looks split at "
-                f"{_DELIMITERS[other]}: write `delimiter: {other!r}` for source {name!r} in {where}"
-            )
-    repeated = [column for column, count in Counter(source.header or first_line).items() if count > 1]
-    if repeated:
+    try:
+        first_line = next(csv.reader(io.StringIO(text), delimiter=source.delimiter))
+    except csv.Error as problem:
         raise MappingError(
-            f"site {site.name!r}: {source.path} has the column {repeated[0]!r} twice; rename one in the export"
-        )
+            f"site {site.name!r}: the first line of {source.path} can't be read ({problem}); export it again"
+        ) from None
+    _split_at_delimiter(site, source, first_line, where)
+    _no_column_twice(site, source, source.header or first_line)
     try:
         return pa_csv.read_csv(
             io.BytesIO(text.encode()),
@@ -70,18 +81,79 @@ def _read_csv(site: SiteFolder, name: str, source: Source, data: bytes, where: s
                 column_types=dict.fromkeys(source.header or first_line, pa.string()), strings_can_be_null=False
             ),
         )
-    except pa.ArrowInvalid as problem:
-        what = str(problem).split(". ")[0].split(": ", 1)[-1][:120]
+    except pa.ArrowException as problem:
         raise MappingError(
-            f"site {site.name!r}: {source.path} can't be read as rows ({what}); check `delimiter` in {where}, or export again"
+            f"site {site.name!r}: {source.path} can't be read as rows ({_row_problem(text, source, problem)}); "
+            f"check `delimiter` in {where}, or export again"
+        ) from None
+
+
+def _decoded(site: SiteFolder, source: Source, data: bytes, where: str) -> str:
+    encoding = source.encoding
+    try:
+        name = codecs.lookup(encoding).name
+        # A byte-order mark is Excel's way to say UTF-8; it is not part of the first column's name.
+        return data.decode("utf-8-sig" if name == "utf-8" else name)
+    except LookupError:
+        raise MappingError(f"there is no encoding {encoding!r}; write utf-8, gbk or latin-1 in {where}") from None
+    except UnicodeError as problem:
+        position = f" (byte {problem.start})" if isinstance(problem, UnicodeDecodeError) else ""
+        raise MappingError(
+            f"site {site.name!r}: {source.path} is not {encoding}{position}; it reads as "
+            f"{_likely_encoding(data)}: write that as `encoding` in {where}"
         ) from None
 
 
 def _likely_encoding(data: bytes) -> str:
+    """A guess for a sentence, never used to read: Chinese comes in pairs of high bytes, European accents alone."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
     for encoding in ("utf-8", "gbk"):
         try:
             data.decode(encoding)
-            return encoding
         except UnicodeDecodeError:
             continue
+        if encoding == "utf-8" or not _accents_stand_alone(data):
+            return encoding
     return "latin-1"
+
+
+def _accents_stand_alone(data: bytes) -> bool:
+    alone = re.findall(rb"(?<![\x80-\xff])[\x80-\xff](?![\x80-\xff])", data)
+    return len(alone) * 2 > sum(byte > 127 for byte in data)
+
+
+def _split_at_delimiter(site: SiteFolder, source: Source, first_line: Sequence[str], where: str) -> None:
+    if len(first_line) > 1:
+        return
+    found = Counter(first_line[0] if first_line else "")
+    other = max((mark for mark in _DELIMITERS if mark != source.delimiter), key=lambda mark: found[mark])
+    if found[other]:
+        written = '"\\t"' if other == "\t" else f'"{other}"'
+        raise MappingError(
+            f"site {site.name!r}: {source.path} has a single column when split at {source.delimiter!r}; it looks split at "
+            f"{_DELIMITERS[other]}: write `delimiter: {written}` in {where}"
+        )
+
+
+def _no_column_twice(site: SiteFolder, source: Source, columns: Sequence[str]) -> None:
+    repeated = [column for column, count in Counter(columns).items() if count > 1]
+    if repeated:
+        raise MappingError(
+            f"site {site.name!r}: {source.path} has the column {repeated[0]!r} twice; rename one in the export"
+        )
+
+
+def _row_problem(text: str, source: Source, problem: pa.ArrowException) -> str:
+    """What is wrong with the rows, in counts: a row's content belongs to a patient and stays out of messages."""
+    found = re.search(r"Expected (\d+) columns, got (\d+)", str(problem))
+    if found is None:
+        return "its quotes or rows do not match up"
+    expected, got = int(found[1]), int(found[2])
+    rows = csv.reader(io.StringIO(text), delimiter=source.delimiter)
+    try:
+        line = next((rows.line_num for row in rows if row and len(row) != expected), None)
+    except csv.Error:
+        line = None
+    place = f"line {line} has" if line else "a row has"
+    return f"{place} {got} columns where the first line has {expected}"

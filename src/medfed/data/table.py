@@ -2,67 +2,50 @@
 
 Rows are shuffled once when the table is built, and parts are assigned then, both by a keyed hash of the patient, so
 that the same patients always come out the same. Columns: numbers as float64 with NaN, codes as level index with -1.
+Columns lie in memory, or in the Parquet file that a site has built (``stored``).
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medfed.canonical import digest
+from medfed.data.parts import PARTS, assign_parts, keyed_order
 from medfed.errors import MappingError
 from medfed.study import Column, Study
 
-PARTS = ("train", "valid", "test")
 ARRAYS_AT_MOST = 2 * 2**30
+PIECE = 65_536
+
+Stored = Callable[[str], NDArray[Any]]
 
 
-def keyed_order(pseudonyms: NDArray[np.uint64], *words: str | int) -> NDArray[np.uint64]:
-    """One 64-bit number a row, from its pseudonym and words: an order that nobody can guess without the pseudonyms."""
-    prefix = "|".join(str(word) for word in words).encode() + b"|"
-    unique, inverse = np.unique(pseudonyms, return_inverse=True)
-    numbers = np.fromiter(
-        (
-            int.from_bytes(hashlib.blake2b(prefix + int(pseudonym).to_bytes(8, "big"), digest_size=8).digest(), "big")
-            for pseudonym in unique
-        ),
-        dtype=np.uint64,
-        count=len(unique),
-    )
-    return numbers[inverse]
+class Columns(Protocol):
+    """A table's variables as stored: numbers float64, codes int64 level index, dates and texts as text."""
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """One whole column (n,), read-only."""
+
+    def __contains__(self, name: object) -> bool: ...
+
+    def pieces(self, names: Sequence[str], size: int) -> Iterator[dict[str, NDArray[Any]]]:
+        """The columns ``names`` in consecutive pieces of ``size`` rows, the last one shorter."""
 
 
-def assign_folds(pseudonyms: NDArray[np.uint64], strata: NDArray[np.int64], folds: int, seed: int) -> NDArray[np.int64]:
-    """A fold (0..folds-1) a row: patients stay whole, each stratum is spread evenly. Shapes (n,)."""
-    unique, first, inverse = np.unique(pseudonyms, return_index=True, return_inverse=True)
-    order = keyed_order(unique, "fold", seed)
-    fold = np.zeros(len(unique), np.int64)
-    offset = 0
-    for stratum in np.unique(strata[first]):
-        members = np.flatnonzero(strata[first] == stratum)
-        ranked = members[np.argsort(order[members], kind="stable")]
-        # The next stratum goes on where this one ended, so that folds are even in size as well.
-        fold[ranked] = (np.arange(len(ranked)) + offset) % folds
-        offset += len(ranked)
-    return fold[inverse]
+class MemoryColumns(dict[str, NDArray[Any]]):
+    """Columns in memory."""
 
+    def __init__(self, columns: Mapping[str, NDArray[Any]]) -> None:
+        super().__init__(columns)
+        for column in self.values():
+            column.setflags(write=False)
 
-def assign_fractions(
-    pseudonyms: NDArray[np.uint64], strata: NDArray[np.int64], fractions: Sequence[float], seed: int
-) -> NDArray[np.int64]:
-    """A part (0 train, 1 valid, 2 test) a row, stratified; patients stay whole. Shapes (n,)."""
-    unique, first, inverse = np.unique(pseudonyms, return_index=True, return_inverse=True)
-    order = keyed_order(unique, "part", seed)
-    part = np.zeros(len(unique), np.int64)
-    edges = np.cumsum(fractions)
-    for stratum in np.unique(strata[first]):
-        members = np.flatnonzero(strata[first] == stratum)
-        ranked = members[np.argsort(order[members], kind="stable")]
-        position = (np.arange(len(ranked)) + 0.5) / len(ranked)
-        part[ranked] = np.minimum(np.searchsorted(edges, position, side="right"), len(fractions) - 1)
-    return part[inverse]
+    def pieces(self, names: Sequence[str], size: int) -> Iterator[dict[str, NDArray[Any]]]:
+        rows = len(next(iter(self.values())))
+        for start in range(0, rows, size):
+            yield {name: self[name][start : start + size] for name in names}
 
 
 class View:
@@ -76,8 +59,8 @@ class View:
         self._cache: dict[str, NDArray[Any]] = {}
         self.part = part
         self.rows = table.rows if rows is None else len(rows)
-        everyone = table.row_pseudonyms
-        self.row_pseudonyms = everyone if rows is None else everyone[rows]
+        self.row_pseudonyms = table.row_pseudonyms if rows is None else table.row_pseudonyms[rows]
+        self.row_pseudonyms.setflags(write=False)
         self.pseudonyms = np.unique(self.row_pseudonyms)
         self.pseudonyms.setflags(write=False)
         self.patients = len(self.pseudonyms)
@@ -85,28 +68,84 @@ class View:
     def arrays(self, *names: str) -> tuple[NDArray[Any], ...]:
         """ "features" (n, p) in the study's units, intercept 1, indicators 0/1, missing numbers NaN; "outcome" (n,)
         float, an event is 1; "arm" (n,) level index, the reference 0; "fold" (n,); or any variable by name.
+
+        MappingError where one would take more than ``ARRAYS_AT_MOST`` bytes: use ``batches``.
         """
         return tuple(self._array(name) for name in names)
 
     def _array(self, name: str) -> NDArray[Any]:
         if name not in self._cache:
-            whole = self._table.column(name)
-            size = whole.itemsize * self.rows * (whole.shape[1] if whole.ndim > 1 else 1)
+            table = self._table
+            size = 8 * self.rows * (len(table.study.design.columns) if name == "features" else 1)
             if size > ARRAYS_AT_MOST:
                 raise MappingError(
-                    f"column {name!r} of part {self.part!r} takes {size / 2**30:.1f} GB as one array; read it with batches()"
+                    f"{name!r} of part {self.part!r} would take {size / 2**30:.1f} GB as one array (at most "
+                    f"{ARRAYS_AT_MOST / 2**30:.1f}); read it in pieces with batches()"
                 )
-            part = whole if self._rows is None else np.ascontiguousarray(whole[self._rows])
-            part.setflags(write=False)
-            self._cache[name] = part
+            rows = self._rows
+            array = np.ascontiguousarray(
+                derived_column(
+                    table.study, name, table.stored if rows is None else lambda column: table.stored(column)[rows]
+                )
+            )
+            array.setflags(write=False)
+            self._cache[name] = array
         return self._cache[name]
 
-    def batches(self, names: Sequence[str], size: int = 65_536) -> Iterator[tuple[NDArray[Any], ...]]:
-        """The same columns in pieces of at most ``size`` rows, in the table's order."""
-        for start in range(0, self.rows, size):
-            stop = min(start + size, self.rows)
-            pick = slice(start, stop) if self._rows is None else self._rows[start:stop]
-            yield tuple(self._table.column(name)[pick] for name in names)
+    def batches(self, names: Sequence[str], size: int = PIECE) -> Iterator[tuple[NDArray[Any], ...]]:
+        """The same columns in pieces of ``size`` rows (the last one shorter), in the table's order, at any table size.
+
+        A table on disk is read piece by piece.
+        """
+        study = self._table.study
+        needed = sorted({source for name in names for source in sources_of(study, name)})
+        waiting: list[dict[str, NDArray[Any]]] = []
+        held = 0
+        for piece in self._pieces(needed, max(size, PIECE)):
+            waiting.append(piece)
+            held += len(piece["fold"])
+            if held < size:
+                continue
+            joined = _joined(waiting)
+            stop = held - held % size
+            for start in range(0, stop, size):
+                yield _batch(study, names, joined, slice(start, start + size))
+            waiting = [{name: column[stop:] for name, column in joined.items()}]
+            held -= stop
+        if held:
+            yield _batch(study, names, _joined(waiting), slice(0, held))
+
+    def _pieces(self, needed: Sequence[str], size: int) -> Iterator[dict[str, NDArray[Any]]]:
+        """This part's rows of the stored columns, with "fold", in whatever pieces they are read."""
+        table, start = self._table, 0
+        variables = [name for name in needed if name != "fold"]
+        read = table.columns.pieces(variables, size) if variables else ({} for _ in range(0, table.rows, size))
+        for piece in read:
+            stop = start + len(piece[variables[0]]) if variables else min(start + size, table.rows)
+            piece["fold"] = table.part_index[start:stop]
+            if self._rows is not None:
+                first, last = np.searchsorted(self._rows, [start, stop])
+                here = self._rows[first:last] - start
+                piece = {name: column[here] for name, column in piece.items()}
+            start = stop
+            yield piece
+
+
+def _joined(pieces: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    if len(pieces) == 1:
+        return pieces[0]
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+def _batch(
+    study: Study, names: Sequence[str], stored: Mapping[str, NDArray[Any]], rows: slice
+) -> tuple[NDArray[Any], ...]:
+    batch = tuple(
+        np.ascontiguousarray(derived_column(study, name, lambda column: stored[column][rows])) for name in names
+    )
+    for array in batch:
+        array.setflags(write=False)
+    return batch
 
 
 class StudyTable:
@@ -115,7 +154,7 @@ class StudyTable:
     def __init__(
         self,
         study: Study,
-        columns: Mapping[str, NDArray[Any]],
+        columns: Columns,
         row_pseudonyms: NDArray[np.uint64],
         part: NDArray[np.int64],
         *,
@@ -126,18 +165,11 @@ class StudyTable:
         self.row_pseudonyms = row_pseudonyms
         self.row_pseudonyms.setflags(write=False)
         self.lineage = dict(lineage or {})
-        self._columns = dict(columns)
+        self._columns = columns
         self._part = part
-        self._derived: dict[str, NDArray[Any]] = {}
+        self._part.setflags(write=False)
         self._views: dict[str, View] = {}
-        for column in self._columns.values():
-            column.setflags(write=False)
-        self.version = digest(
-            study.table_hash,
-            row_pseudonyms.astype("<u8").tobytes(),
-            part.astype("<i8").tobytes(),
-            *(word for name in sorted(self._columns) for word in (name, self._columns[name].tobytes())),
-        )
+        self.version = content_version(study, columns, row_pseudonyms, part)
 
     @classmethod
     def from_columns(
@@ -152,28 +184,36 @@ class StudyTable:
         """Build from columns by variable name: numbers (NaN = missing), codes as text or level index (-1 = missing).
 
         pseudonyms: (n,), one a patient; row numbers where none are given. parts: (n,) fold or part index, instead of
-        the study's own assignment.
+        the study's own assignment. MappingError where a column is absent, has another length or a code that the study
+        doesn't have, or a value is missing though the variable's rule is `missing: drop`.
         """
         coded = {name: _coded(study, name, columns) for name in study.variables}
         rows = len(next(iter(coded.values())))
-        if any(len(column) != rows for column in coded.values()):
-            raise MappingError("the columns of a study table have different lengths")
-        if pseudonyms is None:
-            pseudonyms = np.arange(1, rows + 1, dtype=np.uint64)
-        pseudonyms = np.asarray(pseudonyms, dtype=np.uint64)
-        order = np.argsort(keyed_order(pseudonyms, "row", study.seed), kind="stable")
-        part = _assign(study, coded, pseudonyms) if parts is None else np.asarray(parts, dtype=np.int64)
+        who = np.arange(1, rows + 1, dtype=np.uint64) if pseudonyms is None else np.asarray(pseudonyms, np.uint64)
+        lengths = {name: len(column) for name, column in coded.items()} | {"pseudonyms": len(who)}
+        if parts is not None:
+            lengths["parts"] = len(parts)
+        for name, length in lengths.items():
+            if length != rows:
+                raise MappingError(
+                    f"study {study.name!r}: {name!r} has {length} rows where others have {rows}; give as many"
+                )
+        order = np.argsort(keyed_order(who, "row", study.seed), kind="stable")
+        part = assign_parts(study, coded, who) if parts is None else np.asarray(parts, dtype=np.int64)
+        most = (study.parts.folds or 0) if study.parts.kind == "folds" else len(PARTS)
+        if rows and not (part.min() >= 0 and part.max() < most):
+            raise MappingError(f"study {study.name!r}: parts are numbers from 0 to {most - 1}")
         return cls(
             study,
-            {name: np.ascontiguousarray(column[order]) for name, column in coded.items()},
-            np.ascontiguousarray(pseudonyms[order]),
+            MemoryColumns({name: np.ascontiguousarray(column[order]) for name, column in coded.items()}),
+            np.ascontiguousarray(who[order]),
             np.ascontiguousarray(part[order]),
             lineage=lineage,
         )
 
     @property
-    def columns(self) -> Mapping[str, NDArray[Any]]:
-        """Variables as stored: numbers float64, codes int64 level index."""
+    def columns(self) -> Columns:
+        """Variables as stored."""
         return self._columns
 
     @property
@@ -181,60 +221,98 @@ class StudyTable:
         """The fold or part (train 0, valid 1, test 2) of each row."""
         return self._part
 
+    def stored(self, name: str) -> NDArray[Any]:
+        """A variable as stored (n,), or "fold"."""
+        return self._part if name == "fold" else self._columns[name]
+
+    def column(self, name: str) -> NDArray[Any]:
+        """A whole column; see ``View.arrays`` for the names."""
+        return self.on("all").arrays(name)[0]
+
     def on(self, part: str) -> View:
-        """The rows of a part: all, train, valid, test; in a study with folds "train:2" (all but fold 2), "test:2"."""
+        """The rows of a part: all, train, valid, test; in a study with folds "train:2" (all but fold 2), "test:2".
+
+        A study without parts trains and is judged on all rows (its other sites are the test), but has no valid part.
+        """
         if part not in self._views:
             self._views[part] = View(self, part, self._rows_of(part))
         return self._views[part]
 
     def _rows_of(self, part: str) -> NDArray[np.intp] | None:
-        base, _, fold = part.partition(":")
-        folds = self.study.parts.kind == "folds"
-        if base not in ("all", *PARTS) or (bool(fold) and (not folds or base == "all")):
-            raise MappingError(f"a study table of {self.study.name!r} has no part {part!r}")
-        if base == "all" or self.study.parts.kind == "all" or (folds and not fold):
+        base, colon, fold = part.partition(":")
+        kind, folds = self.study.parts.kind, self.study.parts.folds or 0
+        if colon:
+            possible = base in ("train", "test") and fold.isdecimal() and int(fold) < folds
+        else:
+            possible = base == "all" or (base in PARTS and (base != "valid" or kind in ("fractions", "variable")))
+        if not possible:
+            raise MappingError(f"study {self.study.name!r} has no part {part!r}; its parts are of the kind {kind!r}")
+        if colon:
+            inside = self._part == int(fold)
+            return np.flatnonzero(inside if base == "test" else ~inside)
+        if base == "all" or kind in ("all", "folds"):
             return None
-        if folds:
-            number = int(fold)
-            return np.flatnonzero(self._part == number if base == "test" else self._part != number)
         return np.flatnonzero(self._part == PARTS.index(base))
 
-    def column(self, name: str) -> NDArray[Any]:
-        """A whole column; see ``View.arrays`` for the names."""
-        if name in self._columns:
-            return self._columns[name]
-        if name not in self._derived:
-            self._derived[name] = self._derive(name)
-            self._derived[name].setflags(write=False)
-        return self._derived[name]
 
-    def _derive(self, name: str) -> NDArray[Any]:
-        study = self.study
-        if name == "fold":
-            return self._part
-        if name == "outcome":
-            values = self._columns[study.outcome]
-            variable = study.variables[study.outcome]
-            if variable.type == "number":
-                return values
-            event = list(variable.codes or ()).index(variable.event or "")
-            return np.asarray(values == event, dtype=np.float64)
-        if name == "arm" and study.arm:
-            levels = list(study.variables[study.arm].codes or ())
-            first = levels.index(study.variables[study.arm].reference or levels[0])
-            order = [first] + [index for index in range(len(levels)) if index != first]
-            return np.asarray(np.argsort(np.array(order))[self._columns[study.arm]])
-        if name == "features":
-            return self._features()
-        raise MappingError(f"a study table of {study.name!r} has no column {name!r}")
+def content_version(study: Study, columns: Columns, row_pseudonyms: NDArray[np.uint64], part: NDArray[np.int64]) -> str:
+    """SHA-256 of what the study says of its table, of every value in the table's order, and of the parts."""
+    names = sorted(study.variables)
+    states = {name: hashlib.sha256() for name in names}
+    for piece in columns.pieces(names, PIECE):
+        for name in names:
+            states[name].update(_canonical_bytes(piece[name]))
+    whole = hashlib.sha256(f"{study.table_hash}|{len(row_pseudonyms)}|".encode())
+    whole.update(row_pseudonyms.astype("<u8").tobytes())
+    whole.update(part.astype("<i8").tobytes())
+    for name in names:
+        whole.update(states[name].digest())
+    return whole.hexdigest()
 
-    def _features(self) -> NDArray[np.float64]:
-        columns = self.study.design.columns
-        features = np.ones((self.rows, len(columns)))
+
+def _canonical_bytes(column: NDArray[Any]) -> bytes:
+    if column.dtype.kind == "U":
+        # Each with its length: the width of a text array depends on its longest value, and must not count.
+        return b"".join(len(text).to_bytes(8, "big") + text for text in (value.encode() for value in column.tolist()))
+    return np.ascontiguousarray(column).astype(column.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def sources_of(study: Study, name: str) -> tuple[str, ...]:
+    """The stored columns that a column is made from. MappingError where there is no such column."""
+    if name == "features":
+        return tuple(dict.fromkeys(column.variable for column in study.design.columns if column.variable)) or ("fold",)
+    if name == "outcome":
+        return (study.outcome,)
+    if name == "arm" and study.arm:
+        return (study.arm,)
+    if name == "fold" or name in study.variables:
+        return (name,)
+    raise MappingError(f"a study table of {study.name!r} has no column {name!r}")
+
+
+def derived_column(study: Study, name: str, stored: Stored) -> NDArray[Any]:
+    """A column (see ``View.arrays``) of whichever rows ``stored`` gives. A variable's own name gives it as stored."""
+    first = stored(sources_of(study, name)[0])
+    if name in study.variables and name not in ("outcome", "arm", "features"):
+        return first
+    if name == "outcome":
+        variable = study.variables[study.outcome]
+        if variable.type == "number":
+            return first
+        return np.asarray(first == list(variable.codes or ()).index(variable.event or ""), dtype=np.float64)
+    if name == "arm" and study.arm:
+        levels = list(study.variables[study.arm].codes or ())
+        reference = levels.index(study.variables[study.arm].reference or levels[0])
+        order = [reference] + [index for index in range(len(levels)) if index != reference]
+        return np.asarray(np.argsort(np.array(order))[first])
+    if name == "features":
+        columns = study.design.columns
+        features = np.ones((len(first), len(columns)))
         for index, column in enumerate(columns):
             if column.kind != "intercept":
-                features[:, index] = feature_column(self.study, column, self._columns[column.variable])
+                features[:, index] = feature_column(study, column, stored(column.variable))
         return features
+    return first
 
 
 def feature_column(study: Study, column: Column, values: NDArray[Any]) -> NDArray[np.float64]:
@@ -246,42 +324,49 @@ def feature_column(study: Study, column: Column, values: NDArray[Any]) -> NDArra
     return np.asarray(values == wanted, dtype=np.float64)
 
 
+def is_missing(column: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which values (n,) of a stored column are missing."""
+    if column.dtype.kind == "f":
+        return np.asarray(np.isnan(column))
+    if column.dtype.kind == "i":
+        return np.asarray(column < 0)
+    return np.asarray(column == "")
+
+
 def _coded(study: Study, name: str, columns: Mapping[str, Any]) -> NDArray[Any]:
+    """A column as it is stored. See ``StudyTable.from_columns``."""
     variable = study.variables[name]
     if name not in columns:
-        raise MappingError(f"study {study.name!r}: the variable {name!r} is not among the columns")
+        raise MappingError(f"study {study.name!r}: the variable {name!r} is not among the columns; add it")
     values = np.asarray(columns[name])
     if variable.type == "number":
-        return values.astype(np.float64)
-    if variable.type == "code":
-        levels = {level: index for index, level in enumerate(variable.codes or ())}
-        if values.dtype.kind in "iu":
-            return values.astype(np.int64)
-        try:
-            return np.array([-1 if value is None or value == "" else levels[str(value)] for value in values], np.int64)
-        except KeyError as problem:
-            raise MappingError(f"variable {name!r}: {problem.args[0]!r} is not a code of the study") from None
-    return values.astype(str)
+        column: NDArray[Any] = values.astype(np.float64)
+    elif variable.type == "code":
+        column = _level_indices(study, name, values)
+    else:
+        column = np.array(["" if _is_blank(value) else str(value) for value in values.tolist()], dtype=np.str_)
+    if variable.missing == "drop" and variable.type in ("number", "code") and (missing := is_missing(column)).any():
+        raise MappingError(
+            f"study {study.name!r}, variable {name!r}: {int(missing.sum())} of {len(column)} values are missing, and the "
+            "study's rule for it is `missing: drop`; leave those rows out first"
+        )
+    return column
 
 
-def _assign(study: Study, columns: Mapping[str, NDArray[Any]], pseudonyms: NDArray[np.uint64]) -> NDArray[np.int64]:
-    rows = len(pseudonyms)
-    outcome = columns[study.outcome]
-    strata = outcome if study.variables[study.outcome].type == "code" else np.zeros(rows, np.int64)
-    parts = study.parts
-    if parts.kind == "folds":
-        return assign_folds(pseudonyms, strata, parts.folds or 2, study.seed)
-    if parts.kind == "fractions":
-        return assign_fractions(pseudonyms, strata, [parts.train or 0, parts.valid or 0, parts.test or 0], study.seed)
-    if parts.kind == "variable":
-        levels = list(study.variables[parts.variable or ""].codes or ())
-        where = np.array([PARTS.index(level) for level in levels])
-        part: NDArray[np.int64] = where[columns[parts.variable or ""]].astype(np.int64)
-        train = np.flatnonzero(part == 0)
-        if parts.valid_fraction and len(train):
-            split = assign_fractions(
-                pseudonyms[train], strata[train], [1 - parts.valid_fraction, parts.valid_fraction], study.seed
-            )
-            part[train] = split
-        return part
-    return np.zeros(rows, np.int64)
+def _is_blank(value: Any) -> bool:
+    return value is None or value == "" or value != value
+
+
+def _level_indices(study: Study, name: str, values: NDArray[Any]) -> NDArray[np.int64]:
+    levels = {level: index for index, level in enumerate(study.variables[name].codes or ())}
+    if values.dtype.kind in "iu":
+        column = values.astype(np.int64)
+        if len(column) and not (column.min() >= -1 and column.max() < len(levels)):
+            raise MappingError(f"variable {name!r}: a level index is from 0 to {len(levels) - 1}, or -1 for missing")
+        return column
+    try:
+        return np.array([-1 if _is_blank(value) else levels[str(value)] for value in values.tolist()], np.int64)
+    except KeyError as problem:
+        raise MappingError(
+            f"variable {name!r}: {problem.args[0]!r} is not a code of study {study.name!r} ({', '.join(levels)})"
+        ) from None
