@@ -38,7 +38,7 @@ __all__ = [
     "bars", "calibration", "curve", "dots", "flow", "forest", "histogram", "roc",
 ]  # fmt: skip
 
-_SQUARE = 350.0
+_SQUARE = 310.0
 _LINE = 17.0
 
 
@@ -213,7 +213,7 @@ def calibration(groups: Sequence[CalibrationGroup], *, title: str, caption: str,
     columns = (label_left := left + _SQUARE + 70, label_left + 84, float(WIDTH))
     heads = (_("Patients"), _("Predicted"), _("Observed (95% interval)"))
     for x, head in zip(columns, heads, strict=True):
-        for index, words in enumerate(reversed(wrap(head, 120 if x == WIDTH else 76, SMALL))):
+        for index, words in enumerate(reversed(wrap(head, 150 if x == WIDTH else 80, SMALL))):
             parts.append(write(x, at - index * _LINE + 6, words, anchor="end", bold=True, size=SMALL))
     parts.append(line(label_left - 50, at + 14, WIDTH, at + 14, colour=MUTED))
     rows = []

@@ -10,6 +10,7 @@ from functools import cache
 from typing import Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from medfed.evaluation.figure import Figure, Table
 from medfed.language import Translate, translator
@@ -98,7 +99,14 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     found.filters["kind"] = lambda block: type(block).__name__
+    found.filters["marked"] = _marked
     return found
+
+
+def _marked(text: str) -> Markup:
+    """Escaped text in which `words between backticks` are set as code."""
+    parts = [str(escape(part)) for part in text.split("`")]
+    return Markup("".join(f"<code>{part}</code>" if index % 2 else part for index, part in enumerate(parts)))
 
 
 def render_page(head: Head, sections: Sequence[Section], *, lang: str, foot: Sequence[str] = ()) -> str:

@@ -5,6 +5,7 @@ computes no figure, but for the verdicts that follow from an interval.
 """
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,11 @@ def _render(data: ReportData, lang: str, *, linked: bool) -> str:
     sections += [leaving_section(labels), guide_section(labels)]
     foot = [
         _("Run {run} of study {name}, {started} to {ended}, medfed {version}.").format(
-            run=data.run, name=data.study.name, started=data.started, ended=data.ended, version=data.medfed
+            run=data.run,
+            name=data.study.name,
+            started=minute(data.started),
+            ended=minute(data.ended),
+            version=data.medfed,
         ),
         _("Hash of the study: {hash}").format(hash=data.study.hash),
     ]
@@ -86,7 +91,7 @@ def _head(labels: Labels, *, linked: bool) -> Head:
         ),
         (
             _("Protected is"),
-            _("nobody: the rows are aggregated") if data.study.protects == "none" else _("each patient"),
+            _("nobody: the rows are aggregated") if data.study.protects == "none" else _("the patient"),
         ),
     ]
     other = next(lang for lang in FILES if lang != labels.lang)
@@ -133,12 +138,20 @@ def held_back_sentences(labels: Labels) -> list[str]:
     ]
 
 
+def minute(moment: str) -> str:
+    """An ISO time as people write it, in UTC; other text as it is."""
+    try:
+        return datetime.fromisoformat(moment).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    except ValueError:
+        return moment or "–"
+
+
 def _sites(labels: Labels) -> Section:
     _, data = labels.translate, labels.data
     rows = tuple(
         (
             labels.text(site.title),
-            _("in the answer") if site.counted else _("not in the answer"),
+            _("counted") if site.counted else _("not counted"),
             "" if site.counted else _(site.reason or NO_ANSWER),
         )
         for site in data.sites

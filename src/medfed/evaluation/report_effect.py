@@ -91,23 +91,23 @@ def _risks(effect: Effect, labels: Labels) -> Block:
 
 def _ratios(effect: Effect, labels: Labels) -> list[Block]:
     _ = labels.translate
-    arm_features = [row for row in effect.adjusted if _is_arm(row, labels)]
-    measures: list[tuple[str, Interval, bool]] = [
-        (_("Risk ratio"), effect.risk_ratio, False),
-        (_("Risk difference"), effect.risk_difference, True),
+    measures: list[tuple[str, Interval, float, int]] = [
+        (_("Risk ratio"), effect.risk_ratio, 1, 2),
+        (_("Risk difference, in percentage points"), effect.risk_difference, 100, 1),
     ]
     if effect.crude_odds_ratio is not None:
-        measures.append((_("Odds ratio, not adjusted"), effect.crude_odds_ratio, False))
-    measures += [(_("Odds ratio, adjusted"), row, False) for row in arm_features[:1]]
+        measures.append((_("Odds ratio, not adjusted"), effect.crude_odds_ratio, 1, 2))
+    measures += [(_("Odds ratio, adjusted"), row, 1, 2) for row in effect.adjusted if _is_arm(row, labels)][:1]
+    with_p = all(found.p is not None for _name, found, _factor, _digits in measures)
     rows = []
-    for name, found, as_percent in measures:
-        shown = percent(found.value) if as_percent else number(found.value)
-        ends = (labels.percent_ends if as_percent else labels.ends)(found.low, found.high)
-        rows.append((name, shown, ends, labels.p_value(found.p)))
+    for name, found, factor, digits in measures:
+        value, low, high = (None if end is None else factor * end for end in (found.value, found.low, found.high))
+        cells = (name, number(value, digits), labels.ends(low, high, digits))
+        rows.append((*cells, labels.p_value(found.p)) if with_p else cells)
     caption = _("{arm} compared with {reference}").format(
         arm=labels.arm(effect.arms[1].name), reference=labels.arm(effect.arms[0].name)
     )
-    columns = (_("Measure"), _("Estimate"), _("95% interval"), "P")
+    columns = (_("Measure"), _("Estimate"), _("95% interval"), *(["P"] if with_p else []))
     return [Tabled(caption, Table(columns, tuple(rows)))]
 
 
@@ -125,7 +125,7 @@ def _adjusted(effect: Effect, labels: Labels) -> list[Block]:
             row.value,
             row.low,
             row.high,
-            f"P {labels.p_value(row.p)}" if row.p is not None else "",
+            labels.p_value(row.p) if row.p is not None else "",
         )
         for row in effect.adjusted
     ]

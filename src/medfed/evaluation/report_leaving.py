@@ -1,5 +1,6 @@
 """The page "What left each site": by site and step the kind of release, calls, values and bytes; approval and ledger."""
 
+import re
 from functools import cache
 
 from medfed.errors import MedfedError
@@ -71,7 +72,7 @@ def _releases(releases: list[ReleaseShown], labels: Labels) -> Tabled:
         name = each.step.rpartition(".")[2].replace("_", " ")
         rows.append(
             (
-                f"{name}: {_(meaning).replace('``', '')}" if meaning else name,
+                f"{name}: {_for_people(_(meaning))}" if meaning else name,
                 _(", ").join(kinds.get(kind, kind) for kind in found) or "–",
                 number(each.calls, 0),
                 number(each.values, 0),
@@ -86,6 +87,14 @@ def _releases(releases: list[ReleaseShown], labels: Labels) -> Tabled:
     )  # fmt: skip
     columns = (_("Step"), _("Kind"), _("Calls"), _("Values a call"), _("Values a patient"), _("Bytes in all"))
     return Tabled("", Table(columns, (*rows, total)), total=True)
+
+
+# Shapes of arrays, as "(p,)" or ": (arms, 2)", which a docstring needs and a reader of the page does not.
+_SHAPE = re.compile(r":? ?\((?:\w|[ ,+*/]|\([^)]*\))*(?:,|, ?\d+|, p)\)(?: each)?")
+
+
+def _for_people(meaning: str) -> str:
+    return _SHAPE.sub("", meaning).replace("``", "").replace(",,", ",")
 
 
 @cache

@@ -4,16 +4,14 @@ Verdicts are computed here, from intervals: where the interval of a difference i
 the report says so.
 """
 
-import math
 from collections.abc import Sequence
 
-from medfed.evaluation.charts import CalibrationGroup, Estimated, Roc, calibration, dots, forest, roc
+from medfed.evaluation.charts import CalibrationGroup, Estimated, Roc, calibration, dots, roc
 from medfed.evaluation.figure import Figure, Table
 from medfed.evaluation.page import Block, Bullets, Heading, Section, Tabled, Text
 from medfed.evaluation.report_data import (
     FEW_BINS,
     NO_FINITE_SLOPE,
-    NO_LOCAL_FIT,
     NOT_REPORTED,
     Joining,
     Judged,
@@ -23,9 +21,10 @@ from medfed.evaluation.report_data import (
 )
 from medfed.evaluation.report_effect import pooled_sentence
 from medfed.evaluation.report_labels import Labels
+from medfed.evaluation.report_model import auc_reason, coefficient_blocks, unseen_blocks
 from medfed.language import number
 
-_ORDER = {"federated": 0, "local": 1, "pooled": 2}
+_ORDER = ("local", "federated", "pooled")
 
 
 def prediction_answer(prediction: Prediction, labels: Labels) -> tuple[str, str]:
@@ -113,8 +112,8 @@ def prediction_sections(prediction: Prediction, labels: Labels) -> list[Section]
         sections.append(Section("prediction", _("How well patients are ranked"), _ranking(prediction, labels)))
         sections.append(Section("calibration", _("Are the predicted risks true?"), _calibration(prediction, labels)))
     if prediction.left_out or prediction.recalibration:
-        sections.append(Section("unseen", _("At a site that was not seen"), _unseen(prediction, labels)))
-    model = [*_coefficients(prediction, labels), Text(pooled_sentence(prediction.difference_from_pooled, labels))]
+        sections.append(Section("unseen", _("At a site that was not seen"), unseen_blocks(prediction, labels)))
+    model = [*coefficient_blocks(prediction, labels), Text(pooled_sentence(prediction.difference_from_pooled, labels))]
     sections.append(Section("model", _("The model"), model))
     return sections
 
@@ -134,50 +133,52 @@ def _sites_of(prediction: Prediction) -> list[str | None]:
     return sorted(found, key=lambda site: site is not None)
 
 
-def _auc_reason(row: Judged) -> str:
-    return row.reason or (NO_LOCAL_FIT if row.where == "local" and row.n == 0 else FEW_BINS)
+def _ordered(results: Sequence[Judged], site: str | None) -> list[Judged]:
+    """A site's rows as they are compared: local, federated, pooled."""
+    return sorted((row for row in results if row.site == site), key=lambda row: _ORDER.index(row.where))
 
 
 def _ranking(prediction: Prediction, labels: Labels) -> list[Block]:
     _ = labels.translate
-    single = len(prediction.methods) == 1
-    groups = []
-    for site in _sites_of(prediction):
-        members = []
-        for method in prediction.methods:
-            for row in sorted(method.results, key=lambda row: _ORDER[row.where]):
-                if row.site == site:
-                    name = labels.where(row.where)
-                    name = (
-                        name
-                        if single
-                        else _("{method}, {where}").format(method=labels.method(method.name, method.use), where=name)
-                    )
-                    members.append(Estimated(name, row.auc, row.auc_low, row.auc_high, why=_(_auc_reason(row))))
-        groups.append((_("All sites, within each") if site is None else labels.site(site), members))
-    figure = dots(
-        groups,
-        title=_("AUC: local, federated and pooled"),
-        caption=_(
-            "How often a patient with the event has the higher score than one without; 0.5 is chance, 1 is perfect. Computed from "
-            "grouped scores: every group holds at least {minimum} patients with and without the event, and with fewer than 3 "
-            "groups nothing is shown. Patients are compared within their own site."
-        ).format(minimum=labels.data.minimum_cell),
-        heads=(_("Site"), _("Model"), _("AUC (95% interval)")),
-        reference=0.5,
-        lang=labels.lang,
-    )
-    blocks: list[Block] = [figure, *_not_shown(prediction, labels), Heading(_("Does joining help this site?"))]
+    blocks: list[Block] = []
+    for method in prediction.methods:
+        if method.results:
+            blocks.append(_auc_figure(method, _sites_of(prediction), labels))
+    blocks += [*_not_shown(prediction, labels), Heading(_("Does joining help this site?"))]
     for method in prediction.methods:
         if method.joining:
-            if not single:
+            if len(prediction.methods) > 1:
                 blocks.append(Text(labels.method(method.name, method.use), "verdict"))
             blocks.append(Bullets(tuple(joining_sentence(row, labels) for row in method.joining)))
     if not any(method.joining for method in prediction.methods):
-        blocks.append(
-            Text(_("The comparison with each site's own model is {why}.").format(why=labels.why(NOT_REPORTED)))
-        )
+        sentence = _("The comparison with each site's own model is {why}.")
+        blocks.append(Text(sentence.format(why=labels.why(NOT_REPORTED))))
     return blocks + _rocs(prediction, labels)
+
+
+def _auc_figure(method: MethodShown, sites: Sequence[str | None], labels: Labels) -> Figure:
+    _ = labels.translate
+    groups = []
+    for site in sites:
+        members = [
+            Estimated(labels.where(row.where), row.auc, row.auc_low, row.auc_high, why=_(auc_reason(row)))
+            for row in _ordered(method.results, site)
+        ]
+        if members:
+            groups.append((_("All sites, within each") if site is None else labels.site(site), members))
+    return dots(
+        groups,
+        title=_("AUC: {method}").format(method=labels.method(method.name, method.use)),
+        caption=_(
+            "How often a patient with the event has the higher score than one without: 0.5 is chance, 1 is perfect. "
+            "Computed from grouped scores; every group holds at least {minimum} patients with and without the event, "
+            "and with fewer than 3 groups nothing is shown. Patients are compared within their own site."
+        ).format(minimum=labels.data.minimum_cell),
+        heads=(_("Site"), _("Model"), _("AUC (95% interval)")),
+        reference=0.5,
+        styles=tuple(labels.where(where) for where in ("federated", "local", "pooled")),
+        lang=labels.lang,
+    )
 
 
 def joining_sentence(row: Joining, labels: Labels) -> str:
@@ -234,41 +235,59 @@ def _rocs(prediction: Prediction, labels: Labels) -> list[Block]:
 def _calibration(prediction: Prediction, labels: Labels) -> list[Block]:
     _ = labels.translate
     columns = (
-        _("Model"),
-        _("Site"),
-        "n",
-        _("Events"),
-        _("Observed / expected"),
-        _("Calibration slope"),
-        _("Brier score"),
-    )
-    rows = []
+        _("Site"), _("Model"), "n", _("Events"), _("Observed / expected"), _("Calibration slope"), _("Brier score")
+    )  # fmt: skip
+    blocks: list[Block] = []
     for method in prediction.methods:
-        for row in sorted(method.results, key=lambda row: (row.site is not None, row.site or "", _ORDER[row.where])):
-            name = _("{method}, {where}").format(
-                method=labels.method(method.name, method.use), where=labels.where(row.where)
-            )
-            rows.append((name, labels.site(row.site), *_calibration_cells(row, labels)))
-    caption = _("Calibration and accuracy, with 95% intervals")
+        rows = [
+            (labels.site(site), labels.where(row.where), *_calibration_cells(row, labels))
+            for site in _sites_of(prediction)
+            for row in _ordered(method.results, site)
+        ]
+        caption = _("{method}: calibration and accuracy, with 95% intervals")
+        table = Table(columns, tuple(rows))
+        blocks.append(Tabled(caption.format(method=labels.method(method.name, method.use)), table))
     note = _(
-        "Observed / expected events: 1 is right, above 1 the risks are too low. Calibration slope: 1 is right, below 1 the risks are "
-        "too extreme; it is estimated over all sites only. Brier score: mean squared error of the risks, lower is better."
+        "Observed / expected events: 1 is right, above 1 the risks are too low. Calibration slope: 1 is right, below 1 "
+        "the risks are too extreme; it is estimated over all sites only. Brier score: mean squared error of the "
+        "risks, lower is better."
     )
-    blocks: list[Block] = [Tabled(caption, Table(columns, tuple(rows))), Text(note, "note")]
-    for method in prediction.methods:
-        for each in method.calibration:
-            place = _("{method}, {site}").format(
-                method=labels.method(method.name, method.use), site=labels.site(each.site)
-            )
-            blocks.append(_calibration_figure(place, [CalibrationGroup(g.n, g.predicted, g.observed, g.low, g.high) for g in each.groups],
-                                              each.reason, labels))  # fmt: skip
+    blocks.append(Text(note, "note"))
+    main = _main(prediction)
+    if main is None:
+        return blocks
+    verdicts = [sentence for row in main.results if (sentence := calibration_sentence(row, labels))]
+    if verdicts:
+        blocks.append(Bullets(tuple(verdicts)))
+    for each in main.calibration:
+        groups = [CalibrationGroup(g.n, g.predicted, g.observed, g.low, g.high) for g in each.groups]
+        blocks.append(_calibration_figure(labels.site(each.site), groups, each.reason, labels))
     return blocks
+
+
+def calibration_sentence(row: Judged, labels: Labels) -> str:
+    """What observed over expected means for a site that would use the federated model; empty where nothing is wrong."""
+    _ = labels.translate
+    if row.where != "federated" or row.site is None or row.oe is None or row.oe_low is None or row.oe_high is None:
+        return ""
+    words = {"site": labels.site(row.site), "ratio": number(row.oe), "interval": labels.ends(row.oe_low, row.oe_high)}
+    if row.oe_low > 1:
+        return _(
+            "{site}: the federated model's risks are too low here, observed / expected {ratio} (95% interval {interval}); "
+            "recalibrate it before use."
+        ).format(**words)
+    if row.oe_high < 1:
+        return _(
+            "{site}: the federated model's risks are too high here, observed / expected {ratio} (95% interval {interval}); "
+            "recalibrate it before use."
+        ).format(**words)
+    return ""
 
 
 def _calibration_cells(row: Judged, labels: Labels) -> tuple[str, ...]:
     _ = labels.translate
     if row.n == 0:
-        return ("–", "–", labels.why(_auc_reason(row)), "–", "–")
+        return ("–", "–", labels.why(auc_reason(row)), "–", "–")
     slope = "–" if row.site is not None or row.where != "federated" else labels.why(NO_FINITE_SLOPE)
     if row.slope is not None:
         slope = labels.with_interval(row.slope, row.slope_low, row.slope_high, NO_FINITE_SLOPE)
@@ -296,98 +315,3 @@ def _calibration_figure(
 def _left_out_main(prediction: Prediction) -> list[LeftOut]:
     main = [row for row in prediction.left_out if row.method == "main"]
     return main or prediction.left_out
-
-
-def _unseen(prediction: Prediction, labels: Labels) -> list[Block]:
-    _ = labels.translate
-    blocks: list[Block] = []
-    if prediction.left_out:
-        blocks.append(Text(_("The model is fitted on the other sites and judged at the one that was left out.")))
-        columns = (
-            _("Site left out"),
-            "n",
-            _("Events"),
-            "AUC",
-            _("Observed / expected"),
-            _("Brier score"),
-            _("Difference from pooled"),
-        )
-        several = len({row.method for row in prediction.left_out}) > 1
-        rows = []
-        for row in prediction.left_out:
-            name = labels.site(row.site) + (f" ({labels.method(row.method)})" if several else "")
-            auc = labels.with_interval(row.auc, row.auc_low, row.auc_high, _auc_reason(row), 3)
-            ratio = labels.with_interval(row.oe, row.oe_low, row.oe_high, NOT_REPORTED)
-            pooled = "–" if row.difference_from_pooled is None else f"{row.difference_from_pooled:.1e}"
-            rows.append((name, number(row.n, 0), number(row.events, 0), auc, ratio, number(row.brier, 3), pooled))
-        blocks.append(Tabled(_("One site left out in turn, with 95% intervals"), Table(columns, tuple(rows))))
-    if prediction.recalibration:
-        blocks.append(_recalibration(prediction, labels))
-    return blocks
-
-
-def _recalibration(prediction: Prediction, labels: Labels) -> Figure:
-    _ = labels.translate
-    rows = [
-        (
-            labels.site(row.site),
-            [
-                Estimated(_("as received"), row.before, why=_(row.reason or NOT_REPORTED)),
-                Estimated(
-                    _("after {patients} patients").format(patients=row.patients),
-                    row.median, row.low, row.high, why=_(row.reason or NOT_REPORTED),
-                ),
-            ],
-        )
-        for row in prediction.recalibration
-    ]  # fmt: skip
-    needed = [
-        _("{site} {patients}").format(site=labels.site(row.site), patients=number(row.needed, 0))
-        for row in prediction.recalibration
-        if row.needed is not None
-    ]
-    caption = _(
-        "Observed over expected events after the intercept was updated on a few local patients: median over {draws} random draws, and "
-        "the range of the middle 90% of draws."
-    ).format(draws=number(max(row.draws for row in prediction.recalibration), 0))
-    if needed:
-        caption += " " + _("Patients needed for 90% of draws to lie within 0.9 to 1.1: {needed}.").format(
-            needed=_(", ").join(needed)
-        )
-    return dots(
-        rows,
-        title=_("Recalibration on local patients"),
-        caption=caption,
-        heads=(_("Site"), _("Model"), _("Observed / expected")),
-        reference=1.0,
-        lang=labels.lang,
-    )
-
-
-def _coefficients(prediction: Prediction, labels: Labels) -> list[Block]:
-    _ = labels.translate
-    if not prediction.coefficients:
-        return [Text(_("The coefficients are {why}.").format(why=labels.why(NOT_REPORTED)))]
-
-    def ratio(value: float | None) -> float | None:
-        return None if value is None else math.exp(min(max(value, -50.0), 50.0))
-
-    rows = [
-        Estimated(
-            labels.feature(row.name),
-            ratio(row.value),
-            ratio(row.low),
-            ratio(row.high),
-            why=_(row.reason or NOT_REPORTED),
-        )
-        for row in prediction.coefficients
-        if row.name != "intercept"
-    ]
-    intercept = next((row.value for row in prediction.coefficients if row.name == "intercept"), None)
-    caption = _(
-        "Odds ratios of the federated model per unit of each variable, with Wald's 95% intervals where the method gives them."
-    )
-    if intercept is not None:
-        caption += " " + _("Intercept, as log odds: {value}.").format(value=number(intercept, 3))
-    heads = (_("Variable"), "", _("Odds ratio (95% interval)"))
-    return [forest(rows, title=_("Odds ratios in the model"), caption=caption, heads=heads, lang=labels.lang)]

@@ -98,14 +98,16 @@ def dots(
     caption: str,
     heads: tuple[str, str, str],
     reference: float | None = None,
+    styles: Sequence[str] = (),
     lang: str = "en",
     form: Form = two_digits,
 ) -> Figure:
     """Groups (sites) of points with intervals, a row for each member (local, federated, pooled) in its own style.
 
-    reference: a value with a line of its own, as 0.5 for an AUC or 1 for observed over expected.
+    reference: a value with a line of its own, as 0.5 for an AUC or 1 for observed over expected. styles: names in the
+    order of styles, so that a name looks the same in every figure.
     """
-    names = list(dict.fromkeys(row.name for _, members in groups for row in members))
+    names = list(dict.fromkeys([*styles, *(row.name for _, members in groups for row in members)]))
     drawn = [
         _Row(group if index == 0 else "", row, style_of(names.index(row.name)), "point in group", index == 0)
         for group, members in groups

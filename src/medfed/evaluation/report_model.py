@@ -1,0 +1,112 @@
+"""The part of a report on the model itself: at sites that it had not seen, after recalibration, and its coefficients."""
+
+import math
+
+from medfed.evaluation.charts import Estimated, dots, forest
+from medfed.evaluation.figure import Figure, Table
+from medfed.evaluation.page import Block, Tabled, Text
+from medfed.evaluation.report_data import FEW_BINS, NO_LOCAL_FIT, NOT_REPORTED, Judged, Prediction
+from medfed.evaluation.report_labels import Labels
+from medfed.language import number
+
+
+def auc_reason(row: Judged) -> str:
+    """Why a row has no AUC."""
+    return row.reason or (NO_LOCAL_FIT if row.where == "local" and row.n == 0 else FEW_BINS)
+
+
+def unseen_blocks(prediction: Prediction, labels: Labels) -> list[Block]:
+    """One site left out in turn; and what updating the intercept on local patients does."""
+    _ = labels.translate
+    blocks: list[Block] = []
+    if prediction.left_out:
+        blocks.append(Text(_("The model is fitted on the other sites and judged at the one that was left out.")))
+        columns = (
+            _("Site left out"),
+            "n",
+            _("Events"),
+            "AUC",
+            _("Observed / expected"),
+            _("Brier score"),
+            _("Difference from pooled"),
+        )
+        several = len({row.method for row in prediction.left_out}) > 1
+        rows = []
+        for row in prediction.left_out:
+            name = labels.site(row.site) + (f" ({labels.method(row.method)})" if several else "")
+            auc = labels.with_interval(row.auc, row.auc_low, row.auc_high, auc_reason(row), 3)
+            ratio = labels.with_interval(row.oe, row.oe_low, row.oe_high, NOT_REPORTED)
+            pooled = "–" if row.difference_from_pooled is None else f"{row.difference_from_pooled:.1e}"
+            rows.append((name, number(row.n, 0), number(row.events, 0), auc, ratio, number(row.brier, 3), pooled))
+        blocks.append(Tabled(_("One site left out in turn, with 95% intervals"), Table(columns, tuple(rows))))
+    if prediction.recalibration:
+        blocks.append(_recalibration(prediction, labels))
+    return blocks
+
+
+def _recalibration(prediction: Prediction, labels: Labels) -> Figure:
+    _ = labels.translate
+    rows = [
+        (
+            labels.site(row.site),
+            [
+                Estimated(_("as received"), row.before, why=_(row.reason or NOT_REPORTED)),
+                Estimated(
+                    _("after {patients} patients").format(patients=row.patients),
+                    row.median, row.low, row.high, why=_(row.reason or NOT_REPORTED),
+                ),
+            ],
+        )
+        for row in prediction.recalibration
+    ]  # fmt: skip
+    needed = [
+        _("{site} {patients}").format(site=labels.site(row.site), patients=number(row.needed, 0))
+        for row in prediction.recalibration
+        if row.needed is not None
+    ]
+    caption = _(
+        "Observed over expected events after the intercept was updated on a few local patients: median over {draws} random draws, and "
+        "the range of the middle 90% of draws."
+    ).format(draws=number(max(row.draws for row in prediction.recalibration), 0))
+    if needed:
+        caption += " " + _("Patients needed for 90% of draws to lie within 0.9 to 1.1: {needed}.").format(
+            needed=_(", ").join(needed)
+        )
+    return dots(
+        rows,
+        title=_("Recalibration on local patients"),
+        caption=caption,
+        heads=(_("Site"), _("Model"), _("Observed / expected")),
+        reference=1.0,
+        lang=labels.lang,
+    )
+
+
+def coefficient_blocks(prediction: Prediction, labels: Labels) -> list[Block]:
+    """The federated model's odds ratios."""
+    _ = labels.translate
+    if not prediction.coefficients:
+        return [Text(_("The coefficients are {why}.").format(why=labels.why(NOT_REPORTED)))]
+
+    def ratio(value: float | None) -> float | None:
+        return None if value is None else math.exp(min(max(value, -50.0), 50.0))
+
+    rows = [
+        Estimated(
+            labels.feature(row.name),
+            ratio(row.value),
+            ratio(row.low),
+            ratio(row.high),
+            why=_(row.reason or NOT_REPORTED),
+        )
+        for row in prediction.coefficients
+        if row.name != "intercept"
+    ]
+    intercept = next((row.value for row in prediction.coefficients if row.name == "intercept"), None)
+    caption = _(
+        "Odds ratios of the federated model per unit of each variable, with Wald's 95% intervals where the method gives them."
+    )
+    if intercept is not None:
+        caption += " " + _("Intercept, as log odds: {value}.").format(value=number(intercept, 3))
+    heads = (_("Variable"), "", _("Odds ratio (95% interval)"))
+    return [forest(rows, title=_("Odds ratios in the model"), caption=caption, heads=heads, lang=labels.lang)]
