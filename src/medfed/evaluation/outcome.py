@@ -157,7 +157,7 @@ def _left_out(study: Study, evaluation: Mapping[str, Any], tables: Mapping[str, 
                 rows.append({"method": name, "where": "federated", "site": site, "n": 0, "reason": reason})
                 continue
             reply = judged["by_site"][site]
-            found = {"method": name, "where": "federated", "site": site}
+            found: Figures = {"method": name, "where": "federated", "site": site}
             found |= _of_sums(*reply["site_sums"]) | _auc(*reply["site_area"])
             if "pooled" in study.evaluation.compare and len(tables) == len(study.sites.invited) and found["auc"] is not None:
                 pooled = pooled_leave_one_out(tables, study, site, None if name == "main" else name)
