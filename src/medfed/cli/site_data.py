@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from medfed.canonical import write_atomically
@@ -12,7 +13,8 @@ from medfed.data.build import build_table
 from medfed.data.build import check as check_data
 from medfed.data.quality import Quality
 from medfed.data.site_folder import load_site
-from medfed.language import translator
+from medfed.evaluation.quality_page import reason_text, render
+from medfed.language import number, translator
 from medfed.study import Study, load_study
 
 SiteFolderPath = Annotated[Path, typer.Argument(help="The site's folder (holds site.yaml).")]
@@ -36,8 +38,6 @@ def check(
     site, loaded = load_site(folder), load_study(study)
     quality = check_data(site, loaded)
     if html is not None:
-        from medfed.evaluation.quality_page import render
-
         write_atomically(html, render(quality.to_dict(), loaded, site.title(lang), lang).encode())
     if json:
         print_json(quality.to_dict())
@@ -60,19 +60,27 @@ def build(folder: SiteFolderPath, study: StudyFile, lang: Language = "en", json:
 def show_quality(quality: Quality, study: Study, lang: str) -> None:
     """The quality page's figures, for a terminal."""
     _ = translator(lang)
-    out.print(f"[bold]{quality.site}[/bold] · {quality.study}")
+    out.print(
+        f"[bold]{quality.site}[/bold] · {escape(Study.text(study.title, lang))} ({quality.study})", soft_wrap=True
+    )
     out.print(f"{_('Rows read')}: {quality.rows_read}   {_('Rows kept')}: {quality.rows_kept}")
     for reason, count in quality.dropped.items():
-        out.print(f"  {_('dropped')}: {count}  ({reason})")
+        out.print(f"  {_('dropped')}: {count}  ({reason_text(reason, _)})", markup=False, soft_wrap=True)
     table = Table(show_edge=False)
-    for heading in (_("Variable"), _("Known"), _("Missing"), _("Out of range"), _("Values")):
-        table.add_column(heading)
+    table.add_column(_("Variable"), overflow="fold")
+    for heading in (_("Known"), _("Missing"), _("Out of range")):
+        table.add_column(heading, justify="right")
+    table.add_column(_("Values"), overflow="fold")
     for name, variable in quality.variables.items():
         if variable.levels:
             values = ", ".join(f"{level}: {count}" for level, count in variable.levels.items())
+        elif variable.mean is not None:
+            unit = study.variables[name].unit
+            values = f"{number(variable.mean, 1)} ± {number(variable.deviation, 1)}{f' {unit}' if unit != '1' else ''}"
         else:
-            values = f"{variable.mean:.1f} ± {variable.deviation:.1f}" if variable.mean is not None else ""
-        table.add_row(name, str(variable.known), str(variable.missing), str(variable.out_of_range), values)
+            values = ""
+        cells = (name, str(variable.known), str(variable.missing), str(variable.out_of_range), values)
+        table.add_row(*(escape(cell) for cell in cells))
     out.print(table)
     for warning in quality.warnings:
-        out.print(f"[yellow]! {warning}[/yellow]", soft_wrap=True)
+        out.print(f"! {reason_text(warning, _)}", style="yellow", markup=False, soft_wrap=True)
