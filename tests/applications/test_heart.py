@@ -10,6 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+
 from medfed.applications.heart import HOSPITALS, flamby, leave_one_out, prepare
 from medfed.applications.heart.exports import COLUMNS, ROWS, build_and_approve, read_study
 from medfed.applications.heart.transport import held_back
@@ -24,8 +27,6 @@ from medfed.federation.packages import find_method
 from medfed.federation.policy import Policy, load_policy
 from medfed.federation.runner import Runner
 from medfed.methods.recalibration import Recalibration
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 
 DATA = Path(os.environ["MEDFED_DATA"]) if os.environ.get("MEDFED_DATA") else None
 needs_data = pytest.mark.skipif(
@@ -65,7 +66,7 @@ def oracle(data: Path, left_out: str) -> tuple[float, float]:
         path = next(data.rglob(f"processed.{file}.data"))
         rows = [row for row in csv.reader(path.open()) if row]
         frames[name] = {
-            c: np.array([np.nan if r[i] == "?" else float(r[i]) for r in rows]) for i, c in enumerate(COLUMNS)
+            c: np.array([np.nan if r[i] in ("?", "") else float(r[i]) for r in rows]) for i, c in enumerate(COLUMNS)
         }
         pressure = frames[name]["trestbps"]
         pressure[pressure == 0] = np.nan  # nobody's blood pressure is 0: the study's range makes it missing

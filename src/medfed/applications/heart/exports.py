@@ -22,7 +22,22 @@ from medfed.federation.keys import load_signing_key, write_signing_key
 from medfed.federation.ledger import open_store
 from medfed.study import Study, load_study
 
-COLUMNS = ("age", "sex", "cp", "trestbps", "chol", "fbs", "restecg", "thalach", "exang", "oldpeak", "slope", "ca", "thal", "num")
+COLUMNS = (
+    "age",
+    "sex",
+    "cp",
+    "trestbps",
+    "chol",
+    "fbs",
+    "restecg",
+    "thalach",
+    "exang",
+    "oldpeak",
+    "slope",
+    "ca",
+    "thal",
+    "num",
+)
 HOSPITALS = {"cleveland": "cleveland", "hungary": "hungarian", "switzerland": "switzerland", "long-beach-va": "va"}
 ROWS = {"cleveland": 303, "hungary": 294, "switzerland": 123, "long-beach-va": 200}
 SPLIT = "flamby_740_with_split.csv"
@@ -110,6 +125,8 @@ def _parts(data: Path, name: str, rows: list[list[str]]) -> dict[int, str]:
                 float(line[column]) == float(rows[index][COLUMNS.index(column)]) for column in ("age", "thalach", "num")
             )
             if not same:
-                raise MedfedError(f"{path}: row {index} of {name} is another patient than in the hospital's file; {_WHERE}")
+                raise MedfedError(
+                    f"{path}: row {index} of {name} is another patient than in the hospital's file; {_WHERE}"
+                )
             parts[index] = line["flamby_fold"]
     return parts

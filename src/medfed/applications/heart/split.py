@@ -104,9 +104,12 @@ def _choice(study: Study, losses: Sequence[Mapping[str, float]]) -> Figures:
 def _tested(folder: Path, study: Study, tables: Tables, doors: Mapping[str, Any]) -> dict[str, Figures]:
     """Accuracy by method of one seed: {"all": pooled test rows, HOSPITAL: its own}."""
     judged = _execute(folder, study, tables, doors, StudyRun(study), "main")["evaluation"]["judged"]
-    found = {("fedavg" if name == "main" else name): _accuracies(one) for name, one in judged.items()}
+    found = {"fedavg": _accuracies(judged["main"])}
+    found |= {name: _accuracies(judged[name]) for name in study.evaluation.variants}
     # A hospital that can't learn alone (one class, a feature that never varies) replies with zero rows.
-    alone = {site: reply["local_sums"] for site, reply in judged["main"]["by_site"].items() if reply["local_sums"][0] > 0}
+    alone = {
+        site: reply["local_sums"] for site, reply in judged["main"]["by_site"].items() if reply["local_sums"][0] > 0
+    }
     own = {site: float(sums[5] / sums[0]) for site, sums in alone.items()}
     found["local"] = {"rows": found["fedavg"]["rows"], "by_hospital": own}
     pooled = pooled_figures(tables, study, dict.fromkeys(tables, 1))
@@ -139,7 +142,7 @@ def _over_seeds(found: Sequence[Figures]) -> Figures:
     figures: Figures = {"n": rows, "by_hospital": sites, "mean_of_hospitals": float(np.mean(list(sites.values())))}
     if "all" in found[0]:
         values = [float(one["all"]) for one in found]
-        interval = wilson(np.mean(values) * rows, rows)
+        interval = wilson(float(np.mean(values)) * rows, rows)
         figures |= {"accuracy": float(np.mean(values)), "sd": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
                     "low": interval.low, "high": interval.high, "by_seed": values}  # fmt: skip
     return figures
@@ -160,7 +163,9 @@ def scaled_at_home(study: Study, tables: Tables, *, everything: bool) -> tuple[S
             "meaning": f"{column.name}, scaled at the hospital", "type": "number", "role": "covariate", "unit": "1", "range": _WIDE,
         }  # fmt: skip
     evaluation = {**declared["evaluation"], "variants": [AS_FLAMBY]}
-    changed = study_from_dict({**declared, "name": "heart-disease-scaled-at-home", "variables": variables, "evaluation": evaluation})
+    changed = study_from_dict(
+        {**declared, "name": "heart-disease-scaled-at-home", "variables": variables, "evaluation": evaluation}
+    )
     places = [study.design.columns.index(column) for column in columns]
     scaled = {}
     for name, table in tables.items():

@@ -21,6 +21,7 @@ from medfed.errors import FederationError
 from medfed.evaluation.calibration import observed_to_expected, patients_needed, ratios_after_update
 from medfed.evaluation.discrimination import auc_of_scores
 from medfed.evaluation.intervals import normal_quantile
+from medfed.evaluation.outcome import site_alarms
 from medfed.evaluation.steps import predictors, stack_fits
 from medfed.evaluation.study_run import StudyRun, pooled_leave_one_out, predictor_at, steps_of
 from medfed.federation.call import Failure
@@ -97,7 +98,8 @@ class InterceptUpdate:
     def advance(self, federation: Federation, state: UpdateState) -> UpdateState:
         site = next(name for name in sorted(self.fits) if name not in state.found)
         asked = replace(federation, variant=UPDATE).on("test").roster([site])
-        reply = asked.gather(intercept_update, **stack_fits([self.fits[site]]))[site]
+        inputs: dict[str, Any] = stack_fits([self.fits[site]])
+        reply = asked.gather(intercept_update, **inputs)[site]
         if isinstance(reply, Failure):
             raise FederationError(f"{site} did not say how an intercept update would do: {reply.reason}")
         return UpdateState({**state.found, site: dict(reply)})
@@ -114,7 +116,8 @@ def leave_one_out(data: Path, folder: Path, *, listener: Listener | None = None)
 
     data: see ``prepare``; folder: an empty one, for the four sites and the coordinator. Returns JSON values:
     ``hospitals`` by name (n, events, auc, oe with low and high; ``update``: O/E after the update; ``needed``),
-    ``difference_from_pooled`` (the largest of any coefficient, AUC or O/E), ``held_back_by_default``.
+    ``difference_from_pooled`` (the largest of any coefficient, AUC or O/E), ``alarms`` (hospitals that stand apart, in
+    sentences), ``held_back_by_default`` (the reason by hospital and step).
     """
     study = read_study()
     tables = {name: build_and_approve(site, study) for name, site in prepare(data, folder).items()}
@@ -138,6 +141,7 @@ def leave_one_out(data: Path, folder: Path, *, listener: Listener | None = None)
         "patients": sum(hospital["n"] for hospital in hospitals.values()),
         "hospitals": hospitals,
         "difference_from_pooled": max(differences),
+        "alarms": {a["site"]: a["sentence"].format(**a["parameters"]) for a in site_alarms(study, found["judged"])},
         "held_back_by_default": held_back(study, tables, Policy()),
     }
 
@@ -177,7 +181,9 @@ def _difference(
     predictor, outcome = predictor_at(tables[site], study, pooled)
     auc = auc_of_scores(predictor, outcome)
     ratio = outcome.sum() / special.expit(predictor).sum()
-    parts = [np.abs(np.asarray(fit[key]) - np.asarray(pooled[key])).max() for key in ("coefficients", "centre", "scale")]
+    parts = [
+        np.abs(np.asarray(fit[key]) - np.asarray(pooled[key])).max() for key in ("coefficients", "centre", "scale")
+    ]
     return float(max(*parts, abs(figures["oe"] - ratio), abs(figures["auc"] - (auc.value if auc else np.nan))))
 
 
