@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from medfed.data.build import build_table
 from medfed.data.site_folder import SiteFolder, load_site, write_pseudonym_key
-from medfed.errors import MedfedError
+from medfed.errors import MappingError
 from medfed.study import Study, study_from_dict
 
 Row = Mapping[str, Any]
@@ -111,8 +112,8 @@ def csv_text(patients: Iterable[Row], delimiter: str = ",") -> str:
 def make_clinic(
     folder: Path, export: Iterable[Row] | str | bytes | None = None, *, site_yaml: str = SITE_YAML, **changes: str
 ) -> SiteFolder:
-    """Write the clinic's folder. export: patients, or the file's content. changes: old text=new text is not possible
-    in keywords, so ``lines`` of site.yaml are replaced by their key: ``age="{column: AGE, unit: month}"``."""
+    """Write the clinic's folder. export: patients, or the file's content. changes: a key of site.yaml and its new
+    value, ``age="{column: AGE, unit: month}"``; a new key joins the mapping."""
     lines = site_yaml.splitlines()
     for key, value in changes.items():
         places = [i for i, line in enumerate(lines) if line.strip().startswith(f"{key}:")]
@@ -143,14 +144,16 @@ def contents(folder: Path) -> dict[str, bytes | None]:
     }
 
 
-def refusal(site: SiteFolder, study: Study | None = None, error: type[MedfedError] = MedfedError) -> str:
-    """The sentence with which building the table is refused; the site's folder must be as it was."""
+def refusal(site: SiteFolder, sentence: str, study: Study | None = None) -> str:
+    """The message with which building the table is refused: it matches ``sentence`` (a regular expression), is a
+    sentence or two, shows nothing of Python, and leaves the site's folder as it was."""
     before = contents(site.folder)
-    with pytest.raises(error) as problem:
+    with pytest.raises(MappingError) as problem:
         build_table(site, study or study_with())
     assert contents(site.folder) == before, "a refusal changed the site's folder"
     message = str(problem.value)
+    assert re.search(sentence, message, re.DOTALL), message
+    assert message.startswith("site 'clinic'"), message
     assert message.count("\n") <= 1, message
-    assert "Traceback" not in message
-    assert "None" not in message, message
+    assert not re.search(r"Traceback|Error|None|<class", message), message
     return message

@@ -109,6 +109,8 @@ def check_column(site: SiteFolder, column: str, columns: Sequence[str], where: s
     near = {name.lower(): name for name in reversed(columns)}
     close = [near[name] for name in difflib.get_close_matches(column.lower(), near, 3, 0.5)]
     hint = f"did you mean {' or '.join(repr(c) for c in close)}?" if close else f"it has: {', '.join(columns[:12])}."
+    if not close and not "".join((column, *columns)).isascii():
+        hint += " If these names look garbled, the source's `encoding` is another one."
     raise MappingError(f"site {site.name!r}, {what}: the source has no column {column!r}; {hint} Correct {where}")
 
 

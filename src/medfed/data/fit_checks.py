@@ -79,10 +79,11 @@ def _not_codes(site: SiteFolder, mapped: Mapped, reading: Reading, bad: Mapping[
     counts = ", ".join(f'"{code}" ({count})' for code, count in list(bad.items())[:6]) + (
         ", ..." if len(bad) > 6 else ""
     )
+    garbled = "" if "".join(bad).isascii() else " If they look garbled, the source's `encoding` is another one."
     return (
         f"site {site.name!r}, variable {mapped.name!r}: codes without a map{_of(mapped, reading)}: {counts}.\n"
         f"  Map them to one of {', '.join(mapped.variable.codes or ())}, or add them to missing_codes, in "
-        f"{site.where('mapping', mapped.name, 'codes')}."
+        f"{site.where('mapping', mapped.name, 'codes')}.{garbled}"
     )
 
 

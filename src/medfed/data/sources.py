@@ -65,7 +65,9 @@ def _read_csv(site: SiteFolder, source: Source, data: bytes, where: str) -> pa.T
     if not text.strip():
         raise MappingError(f"site {site.name!r}: {source.path} is empty; export it again")
     try:
-        first_line = next(csv.reader(io.StringIO(text), delimiter=source.delimiter))
+        # Blank lines above the header are skipped, as Arrow does; "\r" alone ends a line too.
+        lines = csv.reader(io.StringIO(text, newline=""), delimiter=source.delimiter)
+        first_line = next(line for line in lines if line)
     except csv.Error as problem:
         raise MappingError(
             f"site {site.name!r}: the first line of {source.path} can't be read ({problem}); export it again"
@@ -93,15 +95,24 @@ def _decoded(site: SiteFolder, source: Source, data: bytes, where: str) -> str:
     try:
         name = codecs.lookup(encoding).name
         # A byte-order mark is Excel's way to say UTF-8; it is not part of the first column's name.
-        return data.decode("utf-8-sig" if name == "utf-8" else name)
+        text = data.decode("utf-8-sig" if name == "utf-8" else name)
     except LookupError:
-        raise MappingError(f"there is no encoding {encoding!r}; write utf-8, gbk or latin-1 in {where}") from None
+        raise MappingError(
+            f"site {site.name!r}: there is no encoding {encoding!r}; write utf-8, gbk or latin-1 in {where}"
+        ) from None
     except UnicodeError as problem:
         position = f" (byte {problem.start})" if isinstance(problem, UnicodeDecodeError) else ""
         raise MappingError(
             f"site {site.name!r}: {source.path} is not {encoding}{position}; it reads as "
             f"{_likely_encoding(data)}: write that as `encoding` in {where}"
         ) from None
+    # Latin-1 reads any bytes, GBK most. What is not ASCII and can be read as UTF-8 is UTF-8.
+    likely = _likely_encoding(data)
+    if likely in ("utf-8", "utf-16") and not name.startswith(likely) and not data.isascii():
+        raise MappingError(
+            f"site {site.name!r}: {source.path} is declared as {encoding} but is {likely}; write `encoding: {likely}` in {where}"
+        )
+    return text
 
 
 def _likely_encoding(data: bytes) -> str:
@@ -150,7 +161,7 @@ def _row_problem(text: str, source: Source, problem: pa.ArrowException) -> str:
     if found is None:
         return "its quotes or rows do not match up"
     expected, got = int(found[1]), int(found[2])
-    rows = csv.reader(io.StringIO(text), delimiter=source.delimiter)
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=source.delimiter)
     try:
         line = next((rows.line_num for row in rows if row and len(row) != expected), None)
     except csv.Error:
