@@ -29,10 +29,13 @@ _CONSTANTS_IN = (
     "engines/site_folders.py",
     "evaluation/alarms.py",
     "evaluation/drift.py",
+    "evaluation/monitor.py",
     "evaluation/report_data.py",
     "federation/door.py",
     "federation/gate.py",
 )
+# A call whose first argument is a sentence that is translated where it is shown: what a walkthrough tells.
+_TITLED = "Step"
 _CONSTANT = re.compile(r"[A-Z][A-Z0-9_]*")
 _NOT_KNOWN = "–"
 
@@ -95,11 +98,13 @@ def _of_python(source: str, name: str) -> Iterator[str]:
                 if sentence and isinstance(target, ast.Name) and _CONSTANT.fullmatch(target.id):
                     yield str(value)
     for call in ast.walk(tree):
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "_":
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in ("_", _TITLED):
             argument = call.args[0] if call.args else None
-            if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
-                yield argument.value
-            elif isinstance(argument, ast.JoinedStr):
+            choices = (argument.body, argument.orelse) if isinstance(argument, ast.IfExp) else (argument,)
+            for choice in choices:
+                if isinstance(choice, ast.Constant) and isinstance(choice.value, str):
+                    yield choice.value
+            if isinstance(argument, ast.JoinedStr) and call.func.id == "_":
                 raise MedfedError(f"{name}, line {call.lineno}: an f-string can't be translated; use .format after _()")
         elif isinstance(call, ast.FunctionDef) and any(_is_step(word) for word in call.decorator_list):
             yield meaning_of(ast.get_docstring(call))
@@ -185,6 +190,15 @@ def number(value: float | None, digits: int = 2) -> str:
 def percent(value: float | None, digits: int = 1) -> str:
     """A share as percent: 0.173 -> 17.3%."""
     return _NOT_KNOWN if value is None or math.isnan(value) else f"{number(100 * value, digits)}%"
+
+
+def power_of_ten(value: float) -> str:
+    """A tiny number as people write it: 2.6e-14 -> 2.6 × 10⁻¹⁴; an exact 0 as it is."""
+    if value == 0:
+        return "0"
+    digits, _, power = f"{value:.1e}".partition("e")
+    raised = str(int(power)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{digits} × 10{raised}"
 
 
 def byte_count(value: float) -> str:

@@ -205,7 +205,7 @@ def calibration(groups: Sequence[CalibrationGroup], *, title: str, caption: str,
     x_scale, y_scale = _unit_square(min(max(highest, 0.05), 1.0), left, top)
     parts = [
         write(0, 14, _("Observed risk"), bold=True, size=SMALL),
-        *_axes(x_scale, y_scale, _("Predicted risk"), _whole_percent),
+        *_axes(x_scale, y_scale, _("Predicted risk"), x_scale.percent_form),
     ]
     parts.append(line(left, top + _SQUARE, left + _SQUARE, top, colour=MUTED, dash="3 4", kind="ideal"))
     style = style_of(0)
@@ -229,10 +229,6 @@ def calibration(groups: Sequence[CalibrationGroup], *, title: str, caption: str,
     table = Table((*heads[:2], _("Observed"), _("95% interval")), tuple(rows))
     height = max(top + _SQUARE + 46, at + 20)
     return Figure(drawing(WIDTH, height, title, parts), title, caption, table)
-
-
-def _whole_percent(value: float) -> str:
-    return percent(value, 0)
 
 
 def _vertical_interval(x: float, low: float, high: float, style: Style) -> list[str]:

@@ -19,11 +19,12 @@ class Table:
     def numeric(self) -> tuple[bool, ...]:
         """Which columns hold numbers only, to be set flush right."""
         return tuple(
-            index > 0 and all(_looks_numeric(row[index]) for row in self.rows) for index in range(len(self.columns))
+            index > 0 and all(looks_numeric(row[index]) for row in self.rows) for index in range(len(self.columns))
         )
 
 
-def _looks_numeric(cell: str) -> bool:
+def looks_numeric(cell: str) -> bool:
+    """Whether a cell starts as a number does: it is not broken over lines."""
     return cell in ("", "–") or cell.lstrip("−<∞")[:1].isdigit() or cell.startswith(("∞", "−∞"))
 
 

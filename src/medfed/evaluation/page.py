@@ -12,7 +12,7 @@ from typing import Literal
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from medfed.evaluation.figure import Figure, Table
+from medfed.evaluation.figure import Figure, Table, looks_numeric
 from medfed.language import Translate, translator
 
 
@@ -100,6 +100,7 @@ def _environment() -> Environment:
     )
     found.filters["kind"] = lambda block: type(block).__name__
     found.filters["marked"] = _marked
+    found.tests["numeric"] = looks_numeric
     return found
 
 

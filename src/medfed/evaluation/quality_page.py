@@ -146,7 +146,6 @@ def _missingness(quality: Mapping[str, Any], study: Study, _: Translate, lang: s
         heads=heads,
         lang=lang,
         form=percent,
-        tick_form=lambda v: percent(v, 0),
     )
     return [figure]
 
@@ -172,7 +171,6 @@ def _levels(quality: Mapping[str, Any], study: Study, _: Translate, lang: str) -
                 heads=(_("Code"), _("Rows"), _("Share")),
                 lang=lang,
                 form=percent,
-                tick_form=lambda value: percent(value, 0),
             )
         )
     return blocks

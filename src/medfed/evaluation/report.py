@@ -90,8 +90,8 @@ def _head(labels: Labels, *, linked: bool) -> Head:
             _("secure: only totals are seen") if data.protection == "secure" else _("plain: each site's sums are seen"),
         ),
         (
-            _("Protected is"),
-            _("nobody: the rows are aggregated") if data.study.protects == "none" else _("the patient"),
+            _("Unit of privacy"),
+            _("none: the rows are aggregated") if data.study.protects == "none" else _("the patient"),
         ),
     ]
     other = next(lang for lang in FILES if lang != labels.lang)
@@ -112,8 +112,8 @@ def _notices(labels: Labels) -> list[Notice]:
     found = []
     if data.what_if:
         sentence = _(
-            "A what-if on public data, computed in one place: its policies allow counts down to {minimum} and figures of single "
-            "sites. Between real institutions the default policy would hold much of this back."
+            "This is a what-if for public data, in one place: its policies allow counts down to {minimum}, and figures of "
+            "single sites. Between real institutions the default policy would hold much of this back."
         ).format(minimum=data.minimum_cell)
         found.append(Notice(" ".join(part for part in (sentence, labels.text(data.what_if_note)) if part), "warning"))
     found += [Notice(sentence) for sentence in held_back_sentences(labels)]
@@ -151,12 +151,12 @@ def _sites(labels: Labels) -> Section:
     rows = tuple(
         (
             labels.text(site.title),
-            _("counted") if site.counted else _("not counted"),
+            _("yes") if site.counted else _("no"),
             "" if site.counted else _(site.reason or NO_ANSWER),
         )
         for site in data.sites
     )
-    blocks: list[Block] = [Tabled(_("Invited sites"), Table((_("Site"), _("State"), _("Reason")), rows))]
+    blocks: list[Block] = [Tabled(_("Invited sites"), Table((_("Site"), _("Counted"), _("Reason")), rows))]
     if data.protection == "plain" and any(not site.counted for site in data.sites):
         blocks.append(
             Text(

@@ -5,7 +5,7 @@ from medfed.evaluation.figure import Table
 from medfed.evaluation.page import Block, Heading, Section, Tabled, Text
 from medfed.evaluation.report_data import ROWS_APART, SITES_HIDDEN, Effect, Interval, Named
 from medfed.evaluation.report_labels import Labels
-from medfed.language import number, percent
+from medfed.language import number, percent, power_of_ten
 
 
 def effect_answer(effect: Effect, labels: Labels) -> tuple[str, str]:
@@ -54,7 +54,7 @@ def effect_section(effect: Effect, labels: Labels) -> Section:
     """Figures and tables of a treatment's effect."""
     _ = labels.translate
     blocks: list[Block] = [_risks(effect, labels), *_ratios(effect, labels), *_adjusted(effect, labels)]
-    blocks += [Heading(_("Sites beside the total")), *_by_site(effect, labels)]
+    blocks += _by_site(effect, labels)
     blocks += [Heading(_("Compared with pooled data")), Text(pooled_sentence(effect.difference_from_pooled, labels))]
     return Section("effect", _("Effect of the treatment"), blocks)
 
@@ -66,7 +66,7 @@ def pooled_sentence(difference: float | None, labels: Labels) -> str:
         return _("The difference from a fit on all rows in one place is {why}.").format(why=labels.why(ROWS_APART))
     return _(
         "Fitted on all rows in one place, the same model gives the same figures: the largest difference is {difference}."
-    ).format(difference=f"{difference:.1e}")
+    ).format(difference=power_of_ten(difference))
 
 
 def _risks(effect: Effect, labels: Labels) -> Block:
@@ -85,7 +85,6 @@ def _risks(effect: Effect, labels: Labels) -> Block:
         heads=(_("Arm"), _("Patients with the event"), _("Risk (95% interval)")),
         lang=labels.lang,
         form=percent,
-        tick_form=lambda value: percent(value, 0),
     )
 
 
@@ -108,7 +107,7 @@ def _ratios(effect: Effect, labels: Labels) -> list[Block]:
         arm=labels.arm(effect.arms[1].name), reference=labels.arm(effect.arms[0].name)
     )
     columns = (_("Measure"), _("Estimate"), _("95% interval"), *(["P"] if with_p else []))
-    return [Tabled(caption, Table(columns, tuple(rows)))]
+    return [Tabled(caption[:1].upper() + caption[1:], Table(columns, tuple(rows)))]
 
 
 def _is_arm(row: Named, labels: Labels) -> bool:
@@ -150,7 +149,10 @@ def _adjusted(effect: Effect, labels: Labels) -> list[Block]:
 def _by_site(effect: Effect, labels: Labels) -> list[Block]:
     _ = labels.translate
     if not effect.by_site:
-        return [Text(_("Risk ratios of single sites are {why}.").format(why=labels.why(SITES_HIDDEN)))]
+        return [
+            Heading(_("Risk ratio by site")),
+            Text(_("Risk ratios of single sites are {why}.").format(why=labels.why(SITES_HIDDEN))),
+        ]
     rows = [
         Estimated(
             labels.site(row.site), row.value, row.low, row.high, row.counts,
@@ -175,7 +177,7 @@ def _by_site(effect: Effect, labels: Labels) -> list[Block]:
             caption=_(
                 "Each square is one site, the diamond all counted sites together; lines are 95% intervals, on a log scale."
             ),
-            heads=(_("Site"), _("{arm}, {reference}").format(**names), _("Risk ratio (95% interval)")),
+            heads=(_("Site"), _("Events: {arm}, {reference}").format(**names), _("Risk ratio (95% interval)")),
             favours=(_("lower risk with {arm}").format(**names), _("higher risk with {arm}").format(**names)),
             lang=labels.lang,
         )

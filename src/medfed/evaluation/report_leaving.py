@@ -56,10 +56,10 @@ def _site(name: str, labels: Labels) -> list[Block]:
             "The ledger does not hold: its rows are not those that were sealed. Last head known: row {rows}, {head}."
         )
         return [*blocks, Notice(warning.format(**words), "warning")]
-    return [
-        *blocks,
-        Text(_("Ledger verified: {rows} rows, none edited, removed or cut off; head {head}.").format(**words), "note"),
-    ]
+    verified = _("Ledger verified: {rows} rows, none edited, removed or cut off; head {head}.").format(**words)
+    if ledger.epsilon > 0:
+        verified += " " + _("Privacy spent: epsilon {epsilon}.").format(epsilon=number(ledger.epsilon, 3))
+    return [*blocks, Text(verified, "note")]
 
 
 def _releases(releases: list[ReleaseShown], labels: Labels) -> Tabled:

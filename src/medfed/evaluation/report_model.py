@@ -1,13 +1,14 @@
 """The part of a report on the model itself: at sites that it had not seen, after recalibration, and its coefficients."""
 
 import math
+from collections.abc import Sequence
 
 from medfed.evaluation.charts import Estimated, dots, forest
 from medfed.evaluation.figure import Figure, Table
 from medfed.evaluation.page import Block, Tabled, Text
-from medfed.evaluation.report_data import FEW_BINS, NO_LOCAL_FIT, NOT_REPORTED, Judged, Prediction
+from medfed.evaluation.report_data import FEW_BINS, NO_LOCAL_FIT, NOT_REPORTED, Judged, LeftOut, Prediction
 from medfed.evaluation.report_labels import Labels
-from medfed.language import number
+from medfed.language import number, power_of_ten
 
 
 def auc_reason(row: Judged) -> str:
@@ -20,28 +21,60 @@ def unseen_blocks(prediction: Prediction, labels: Labels) -> list[Block]:
     _ = labels.translate
     blocks: list[Block] = []
     if prediction.left_out:
-        blocks.append(Text(_("The model is fitted on the other sites and judged at the one that was left out.")))
-        columns = (
-            _("Site left out"),
-            "n",
-            _("Events"),
-            "AUC",
-            _("Observed / expected"),
-            _("Brier score"),
-            _("Difference from pooled"),
-        )
-        several = len({row.method for row in prediction.left_out}) > 1
-        rows = []
-        for row in prediction.left_out:
-            name = labels.site(row.site) + (f" ({labels.method(row.method)})" if several else "")
-            auc = labels.with_interval(row.auc, row.auc_low, row.auc_high, auc_reason(row), 3)
-            ratio = labels.with_interval(row.oe, row.oe_low, row.oe_high, NOT_REPORTED)
-            pooled = "–" if row.difference_from_pooled is None else f"{row.difference_from_pooled:.1e}"
-            rows.append((name, number(row.n, 0), number(row.events, 0), auc, ratio, number(row.brier, 3), pooled))
-        blocks.append(Tabled(_("One site left out in turn, with 95% intervals"), Table(columns, tuple(rows))))
+        blocks += [Text(_("The model is fitted on the other sites and judged at the one that was left out.")),
+                   _left_out_figure(prediction.left_out, labels), _left_out_table(prediction.left_out, labels)]  # fmt: skip
     if prediction.recalibration:
         blocks.append(_recalibration(prediction, labels))
     return blocks
+
+
+def _left_out_name(row: LeftOut, rows: Sequence[LeftOut], labels: Labels) -> str:
+    several = len({each.method for each in rows}) > 1
+    return labels.method(row.method) if several else labels.where("federated")
+
+
+def _left_out_figure(rows: Sequence[LeftOut], labels: Labels) -> Figure:
+    _ = labels.translate
+    groups = []
+    for site in dict.fromkeys(row.site for row in rows):
+        members = [
+            Estimated(_left_out_name(row, rows, labels), row.auc, row.auc_low, row.auc_high, why=_(auc_reason(row)))
+            for row in rows
+            if row.site == site
+        ]
+        groups.append((labels.site(site), members))
+    return dots(
+        groups,
+        title=_("AUC at the site that was left out"),
+        caption=_("0.5 is chance, 1 is perfect; lines are 95% intervals."),
+        heads=(_("Site left out"), _("Model"), _("AUC (95% interval)")),
+        reference=0.5,
+        lang=labels.lang,
+    )
+
+
+def _left_out_table(rows: Sequence[LeftOut], labels: Labels) -> Tabled:
+    _ = labels.translate
+    cells = []
+    for row in rows:
+        judged = row.n > 0
+        cells.append(
+            (
+                labels.site(row.site),
+                _left_out_name(row, rows, labels),
+                number(row.n if judged else None, 0),
+                number(row.events if judged else None, 0),
+                labels.with_interval(row.auc, row.auc_low, row.auc_high, auc_reason(row), 3),
+                labels.with_interval(row.oe, row.oe_low, row.oe_high, NOT_REPORTED) if judged else "–",
+                number(row.brier, 3),
+                "–" if row.difference_from_pooled is None else power_of_ten(row.difference_from_pooled),
+            )
+        )
+    columns = (
+        _("Site left out"), _("Model"), "n", _("Events"), "AUC", _("Observed / expected"), _("Brier score"),
+        _("AUC: difference from pooled"),
+    )  # fmt: skip
+    return Tabled(_("One site left out in turn, with 95% intervals"), Table(columns, tuple(cells)))
 
 
 def _recalibration(prediction: Prediction, labels: Labels) -> Figure:

@@ -15,7 +15,6 @@ from medfed.evaluation.report_data import (
     NOT_REPORTED,
     Joining,
     Judged,
-    LeftOut,
     MethodShown,
     Prediction,
 )
@@ -43,7 +42,7 @@ def prediction_answer(prediction: Prediction, labels: Labels) -> tuple[str, str]
         }
         if overall.auc_low is not None and overall.auc_low <= 0.5:
             ranking = _(
-                "The federated model ranks patients no better than chance (AUC {auc}, 95% interval {interval})"
+                "The federated model does not rank patients clearly better than chance (AUC {auc}, 95% interval {interval})"
             ).format(**words)
         else:
             ranking = _(
@@ -65,7 +64,8 @@ def prediction_answer(prediction: Prediction, labels: Labels) -> tuple[str, str]
 
 def _left_out_range(prediction: Prediction, labels: Labels) -> str:
     _ = labels.translate
-    shown = sorted((row for row in _left_out_main(prediction) if row.auc is not None), key=lambda row: row.auc or 0)
+    main = [row for row in prediction.left_out if row.method == "main"] or prediction.left_out
+    shown = sorted((row for row in main if row.auc is not None), key=lambda row: row.auc or 0)
     if not shown:
         return ""
     ends = [
@@ -166,14 +166,20 @@ def _auc_figure(method: MethodShown, sites: Sequence[str | None], labels: Labels
         ]
         if members:
             groups.append((_("All sites, within each") if site is None else labels.site(site), members))
+    ranking = _(
+        "How often a patient with the event has the higher score than one without, both of one site: 0.5 is chance, "
+        "1 is perfect."
+    )
+    grouping = _(
+        "Computed from grouped scores: every group holds at least {minimum} patients with and as many without the event, "
+        "and with fewer than 3 groups nothing is shown."
+    )
+    if labels.data.minimum_cell <= 1:
+        grouping = _("Computed from exact scores.")
     return dots(
         groups,
         title=_("AUC: {method}").format(method=labels.method(method.name, method.use)),
-        caption=_(
-            "How often a patient with the event has the higher score than one without: 0.5 is chance, 1 is perfect. "
-            "Computed from grouped scores; every group holds at least {minimum} patients with and without the event, "
-            "and with fewer than 3 groups nothing is shown. Patients are compared within their own site."
-        ).format(minimum=labels.data.minimum_cell),
+        caption=" ".join((ranking, grouping.format(minimum=labels.data.minimum_cell))),
         heads=(_("Site"), _("Model"), _("AUC (95% interval)")),
         reference=0.5,
         styles=tuple(labels.where(where) for where in ("federated", "local", "pooled")),
@@ -218,18 +224,19 @@ def _not_shown(prediction: Prediction, labels: Labels) -> list[Block]:
 
 def _rocs(prediction: Prediction, labels: Labels) -> list[Block]:
     _ = labels.translate
-    curves = [
-        Roc(
-            _("{method}, {where}").format(method=labels.method(method.name, method.use), where=labels.where(each.where)),
-            each.false_positive_rate, each.true_positive_rate, labels.site(each.site),
-        )
-        for method in prediction.methods
-        for each in method.roc
-    ]  # fmt: skip
-    if not curves:
-        return []
-    caption = _("From grouped scores, joined by straight lines. The dashed diagonal is chance.")
-    return [roc(curves, title=_("ROC curves"), caption=caption, lang=labels.lang)]
+    blocks: list[Block] = []
+    for method in prediction.methods:
+        curves = []
+        for each in method.roc:
+            judged = _find(method.results, each.where, each.site)
+            note = "" if judged is None else labels.with_interval(judged.auc, judged.auc_low, judged.auc_high, FEW_BINS)
+            name = _("{site}, {where}").format(site=labels.site(each.site), where=labels.where(each.where))
+            curves.append(Roc(name, each.false_positive_rate, each.true_positive_rate, f"AUC {note}" if note else ""))
+        if curves:
+            title = _("ROC curves: {method}").format(method=labels.method(method.name, method.use))
+            caption = _("From grouped scores, joined by straight lines. The dashed diagonal is chance.")
+            blocks.append(roc(curves, title=title, caption=caption, lang=labels.lang))
+    return blocks
 
 
 def _calibration(prediction: Prediction, labels: Labels) -> list[Block]:
@@ -249,7 +256,7 @@ def _calibration(prediction: Prediction, labels: Labels) -> list[Block]:
         blocks.append(Tabled(caption.format(method=labels.method(method.name, method.use)), table))
     note = _(
         "Observed / expected events: 1 is right, above 1 the risks are too low. Calibration slope: 1 is right, below 1 "
-        "the risks are too extreme; it is estimated over all sites only. Brier score: mean squared error of the "
+        "the risks are too extreme; estimated for the federated model over all sites. Brier score: mean squared error of the "
         "risks, lower is better."
     )
     blocks.append(Text(note, "note"))
@@ -301,17 +308,12 @@ def _calibration_figure(
     _ = labels.translate
     if not groups:
         return Text(_("Calibration curve of {place}: {why}.").format(place=place, why=labels.why(reason or FEW_BINS)))
-    return calibration(
-        groups,
-        title=_("Calibration: {place}").format(place=place),
-        caption=_(
-            "Each point is a group of patients of similar predicted risk, at least {minimum} of them with and without the event; lines "
-            "are 95% intervals. On the dashed diagonal predicted and observed risk are the same."
-        ).format(minimum=labels.data.minimum_cell),
-        lang=labels.lang,
+    caption = _(
+        "Each point is a group of patients of similar predicted risk; lines are 95% intervals. On the dashed diagonal "
+        "predicted and observed risk are the same."
     )
-
-
-def _left_out_main(prediction: Prediction) -> list[LeftOut]:
-    main = [row for row in prediction.left_out if row.method == "main"]
-    return main or prediction.left_out
+    if labels.data.minimum_cell > 1:
+        least = _("Every group holds at least {minimum} patients with and as many without the event.")
+        caption += " " + least.format(minimum=labels.data.minimum_cell)
+    title = _("Calibration: {place}").format(place=place)
+    return calibration(groups, title=title, caption=caption, lang=labels.lang)

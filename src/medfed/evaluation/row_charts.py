@@ -32,7 +32,7 @@ from medfed.evaluation.svg import (
     wrap,
     write,
 )
-from medfed.language import translator
+from medfed.language import percent, translator
 
 _LINE = 17.0
 _GAP = 20.0
@@ -126,11 +126,10 @@ def bars(
     heads: tuple[str, str, str],
     lang: str = "en",
     form: Form = two_digits,
-    tick_form: Form | None = None,
 ) -> Figure:
     """Values from 0 as bars, with intervals as whiskers where there are any."""
     drawn = [_Row(row.name, row, style_of(0), "bar") for row in rows]
-    svg = _draw(drawn, title=title, heads=heads, reference=0.0, lang=lang, form=form, tick_form=tick_form)
+    svg = _draw(drawn, title=title, heads=heads, reference=0.0, lang=lang, form=form)
     return Figure(svg, title, caption, _table(drawn, heads, form, lang))
 
 
@@ -160,7 +159,6 @@ def _draw(
     form: Form,
     favours: tuple[str, str] | None = None,
     log: bool = False,
-    tick_form: Form | None = None,
 ) -> str:
     _ = translator(lang)
     in_groups = any(row.shape == "point in group" for row in rows)
@@ -188,7 +186,7 @@ def _draw(
     scale = _scale(rows, reference, left + 6, right - 6, log=log)
 
     parts = [*_heads(head_lines, detail_at if detail_width else None, left, top)]
-    parts += _axis(scale, top, height, reference, tick_form or scale.form)
+    parts += _axis(scale, top, height, reference, scale.percent_form if form is percent else scale.form)
     y = top
     for row, text in zip(laid, numbers, strict=True):
         if row.what.value is None:

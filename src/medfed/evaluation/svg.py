@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 
-from medfed.language import number
+from medfed.language import number, percent
 
 INK = "#16191d"
 MUTED = "#545c66"
@@ -225,9 +225,19 @@ class Scale:
         """How ticks are written: as many digits as they need, the same for all of a linear scale."""
         if self.log:
             return lambda value: f"{value:g}"
-        step = min((b - a for a, b in pairwise(self.ticks)), default=1.0)
-        digits = max(0, -math.floor(math.log10(step) + 1e-9))
+        digits = _digits_of(self.ticks)
         return lambda value: number(value, digits)
+
+    @property
+    def percent_form(self) -> Callable[[float], str]:
+        """The same where values are shares."""
+        digits = max(0, _digits_of(self.ticks) - 2)
+        return lambda value: percent(value, digits)
+
+
+def _digits_of(ticks: Sequence[float]) -> int:
+    step = min((b - a for a, b in pairwise(ticks)), default=1.0)
+    return max(0, -math.floor(math.log10(step) + 1e-9))
 
 
 def linear_scale(low: float, high: float, start: float, stop: float, *, most: int = 6, snug: bool = False) -> Scale:
