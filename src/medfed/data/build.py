@@ -83,7 +83,10 @@ def _build(site: SiteFolder, study: Study) -> tuple[StudyTable, Quality]:
 def _refuse_none_left(site: SiteFolder, study: Study, counts: Counts) -> None:
     if counts.kept:
         return
-    reasons = "; ".join(f"{reason}: {count}" for reason, count in counts.dropped.items())
+    reasons = "; ".join(
+        [f"{reason}: {count}" for reason, count in counts.dropped.items()]
+        + [f"{name} is outside the study's range: {count}" for name, count in counts.out_of_range.items() if count]
+    )
     raise MappingError(
         f"site {site.name!r}: none of {counts.read} rows is left for study {study.name!r} ({reasons}); check the mapping"
     )

@@ -1,5 +1,6 @@
 """Values that do not fit their declaration, told with counts, examples and the line to change. They stay at the site."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
@@ -17,6 +18,7 @@ _FORMATS = (
     "%d.%m.%Y %H:%M", "%m/%d/%Y %H:%M",
 )  # fmt: skip
 _NO_DATE = "no known date"
+_DECIMAL_COMMA = re.compile(r"[+-]?[0-9]*,[0-9]+")
 
 
 def check_fits(site: SiteFolder, table: ir.Table, variables: list[Mapped], rows: int) -> None:
@@ -68,11 +70,14 @@ def _of(mapped: Mapped, reading: Reading) -> str:
 
 
 def _not_numbers(site: SiteFolder, mapped: Mapped, reading: Reading, bad: Mapping[str, int], rows: int) -> str:
-    return (
+    head = (
         f"site {site.name!r}, variable {mapped.name!r}: {sum(bad.values())} of {rows} values{_of(mapped, reading)} are not "
         f"numbers ({_examples(list(bad))}).\n"
-        f"  Add them to missing_codes in {site.where('mapping', mapped.name)}, or fix the export."
     )
+    source = site.declared.patient.source
+    if site.declared.sources[source].decimal == "." and all(_DECIMAL_COMMA.fullmatch(text) for text in bad):
+        return f'{head}  They have a decimal comma: write `decimal: ","` in {site.where("sources", source)}.'
+    return f"{head}  Add them to missing_codes in {site.where('mapping', mapped.name)}, or fix the export."
 
 
 def _not_codes(site: SiteFolder, mapped: Mapped, reading: Reading, bad: Mapping[str, int]) -> str:
