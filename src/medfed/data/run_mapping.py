@@ -37,8 +37,8 @@ def mapped_rows(site: SiteFolder, source: pa.Table, variables: list[Mapped]) -> 
     check_column(site, declared.patient.column, names, site.where("patient", "column"), "the patient's identifier")
     wanted = sorted({declared.patient.column, *(column for mapped in variables for column in mapped.mapping.columns)})
     # By number, since a backend may not tell "Age" from "age".
-    renamed = source.select(wanted).rename_columns([f"c{index}" for index in range(len(wanted))])
-    renamed = renamed.append_column("number", pa.array(np.arange(source.num_rows)))
+    plain = {f"c{index}": _plain(site, column, source.column(column)) for index, column in enumerate(wanted)}
+    renamed = pa.table({**plain, "number": pa.array(np.arange(source.num_rows))})
     connection = ibis.duckdb.connect()
     try:
         connection.raw_sql("set threads=2")
@@ -52,6 +52,35 @@ def mapped_rows(site: SiteFolder, source: pa.Table, variables: list[Mapped]) -> 
         yield values
     finally:
         connection.disconnect()
+
+
+def _plain(site: SiteFolder, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column in a type that every backend holds. MappingError for one whose cells are not single values.
+
+    A moment with a time zone becomes the clock's reading there: a birthday in Shanghai begins the day before in UTC.
+    """
+    kind = column.type
+    if pa.types.is_null(kind):
+        return column.cast(pa.string())
+    if pa.types.is_float16(kind):
+        return column.cast(pa.float32())
+    if pa.types.is_dictionary(kind):
+        return _plain(site, name, column.cast(kind.value_type))
+    if pa.types.is_timestamp(kind) and kind.tz is not None:
+        return pa_compute.local_timestamp(column)
+    single = (
+        pa.types.is_string, pa.types.is_large_string, pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating,
+        pa.types.is_decimal128, pa.types.is_date, pa.types.is_timestamp,
+    )  # fmt: skip
+    if any(is_kind(kind) for is_kind in single):
+        return column
+    try:
+        # Some writers leave texts unmarked, as bytes.
+        return column.cast(pa.string())
+    except pa.ArrowException:
+        raise MappingError(
+            f"site {site.name!r}: the column {name!r} has the type {kind}; export it as text, number or date"
+        ) from None
 
 
 def within_range(table: ir.Table, variables: list[Mapped]) -> ir.Table:
