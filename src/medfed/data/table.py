@@ -338,7 +338,9 @@ def _coded(study: Study, name: str, columns: Mapping[str, Any]) -> NDArray[Any]:
     variable = study.variables[name]
     if name not in columns:
         raise MappingError(f"study {study.name!r}: the variable {name!r} is not among the columns; add it")
-    values = np.asarray(columns[name])
+    given = columns[name]
+    # A list of texts and NaN would become the text "nan" in an array of NumPy's own choice.
+    values = np.asarray(given, dtype=object if isinstance(given, list | tuple) else None)
     if variable.type == "number":
         column: NDArray[Any] = values.astype(np.float64)
     elif variable.type == "code":
@@ -359,7 +361,8 @@ def _is_blank(value: Any) -> bool:
 
 def _level_indices(study: Study, name: str, values: NDArray[Any]) -> NDArray[np.int64]:
     levels = {level: index for index, level in enumerate(study.variables[name].codes or ())}
-    if values.dtype.kind in "iu":
+    listed = values.dtype.kind == "O" and len(values) > 0
+    if values.dtype.kind in "iu" or (listed and all(type(value) in (int, np.int64) for value in values.tolist())):
         column = values.astype(np.int64)
         if len(column) and not (column.min() >= -1 and column.max() < len(levels)):
             raise MappingError(f"variable {name!r}: a level index is from 0 to {len(levels) - 1}, or -1 for missing")
