@@ -9,9 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 import pytest
-from clinic import SITE_YAML, make_clinic, refusal, study_with, variables_with
-from hypothesis import given, settings
-from hypothesis import strategies as some
+from clinic import SITE_YAML, make_clinic, refusal, study_with
 
 from medfed.data.build import build_table, check
 from medfed.data.quality import Quality
@@ -127,33 +125,28 @@ def test_a_moment_is_the_day_of_its_own_time_zone(tmp_path: Path, zone: str) -> 
     assert sorted(ages) == [39, 40, 40, 40]
 
 
-@settings(max_examples=15, deadline=None)
-@given(
-    days=some.lists(
-        some.tuples(some.dates(date(1920, 1, 1), date(1980, 12, 31)), some.integers(19 * 366, 40 * 366)),
-        min_size=1,
-        max_size=30,
-    )
-)
-def test_ages_are_completed_years_for_dates_and_for_texts(
-    tmp_path_factory: pytest.TempPathFactory, days: list[tuple[date, int]]
-) -> None:
-    born = [day for day, _ in days]
-    seen = [day + timedelta(days=later) for day, later in days]
+@pytest.mark.parametrize("typed", [True, False])
+def test_ages_are_completed_years_for_dates_and_for_texts(tmp_path: Path, typed: bool) -> None:
+    rng = np.random.default_rng(8)
+    born = [date(1920, 1, 1) + timedelta(days=int(day)) for day in rng.integers(0, 61 * 365, 3000)]
+    seen = [
+        day + timedelta(days=int(later))
+        for day, later in zip(born, rng.integers(19 * 366, 40 * 366, 3000), strict=True)
+    ]
+    # Birthdays themselves and the days beside them, leap days among them.
+    for index, (later, day) in enumerate((later, day) for later in range(20, 60) for day in (-1, 0, 1)):
+        born[index] = date(1960, 2, 29) if index % 2 else date(1961, 3, 1)
+        seen[index] = date(born[index].year + later, 3, 1) + timedelta(days=day)
     expected = sorted(s.year - b.year - ((s.month, s.day) < (b.month, b.day)) for b, s in zip(born, seen, strict=True))
-    variables = variables_with(age={"range": [0, 120]})
-    common = {
-        "patient_id": list(range(len(days))), "SEX": [1] * len(days), "WEIGHT": [70.0] * len(days), "EVENT": [0] * len(days),
-    }  # fmt: skip
-    as_text = '{column: BORN, date_format: "%d-%b-%Y", years_until: {column: SEEN, date_format: "%Y年%m月%d日"}}'
-    typed = export(**common, AGE=common["SEX"], BORN=pa.array(born), SEEN=pa.array(seen))
-    text = export(
-        **common,
-        AGE=common["SEX"],
-        BORN=[f"{day:%d-%b-%Y}" for day in born],
-        SEEN=[f"{day:%Y年%m月%d日}" for day in seen],
+    count = len(born)
+    days: dict[str, Any] = {"BORN": pa.array(born), "SEEN": pa.array(seen)}
+    age = AGE
+    if not typed:
+        days = {"BORN": [f"{day:%d-%b-%Y}" for day in born], "SEEN": [f"{day:%Y年%m月%d日}" for day in seen]}
+        age = '{column: BORN, date_format: "%d-%b-%Y", years_until: {column: SEEN, date_format: "%Y年%m月%d日"}}'
+    content = export(
+        patient_id=list(range(count)), SEX=[1] * count, AGE=[0] * count, WEIGHT=[70] * count, EVENT=[0] * count, **days
     )
-    for content, age in ((typed, AGE), (text, as_text)):
-        site = make_clinic(tmp_path_factory.mktemp("clinic"), content, site_yaml=PARQUET_YAML, age=age)
-        (ages,) = build_table(site, study_with(variables=variables))[0].on("all").arrays("age")
-        assert sorted(ages) == expected
+    site = make_clinic(tmp_path, content, site_yaml=PARQUET_YAML, age=age)
+    (ages,) = build_table(site, study_with())[0].on("all").arrays("age")
+    assert sorted(ages) == expected
