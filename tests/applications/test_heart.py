@@ -6,6 +6,8 @@ MEDFED_DATA names a folder that holds them (docs/heart-disease.md says where to 
 
 import csv
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,10 @@ from sklearn.metrics import roc_auc_score
 from medfed.applications.heart import HOSPITALS, flamby, leave_one_out, prepare
 from medfed.applications.heart.exports import COLUMNS, ROWS, build_and_approve, read_study
 from medfed.applications.heart.transport import held_back
+from medfed.data.build import open_table
 from medfed.data.site_folder import load_site
 from medfed.data.table import StudyTable
+from medfed.engines.site_folders import find_sites
 from medfed.engines.what_if import what_if
 from medfed.errors import FederationError, MedfedError
 from medfed.evaluation.calibration import updated_intercept
@@ -142,6 +146,18 @@ def test_the_split_study_says_what_is_missing_without_the_split(invented: Path, 
         flamby(invented, tmp_path / "out", seeds=(1,))
 
 
+def test_four_hospitals_are_set_up_for_the_command_line(invented: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "medfed.applications.heart", str(invented), str(tmp_path / "four")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.count("medfed run") == 1, "without the split only the first study can be run"
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode != 0
+    assert "exists already" in again.stderr
+    study = read_study()
+    assert find_sites(tmp_path / "four").keys() == set(study.sites.invited)
+    assert sum(open_table(site, study).rows for site in find_sites(tmp_path / "four").values()) == 920
+
+
 def test_a_model_of_three_hospitals_equals_scikit_learn_on_their_rows(invented: Path, tmp_path: Path) -> None:
     found = leave_one_out(invented, tmp_path / "out")
     assert found["patients"] == 920
@@ -159,7 +175,7 @@ def test_the_intercept_update_is_the_recalibration_method_on_the_same_patients(i
     tables = {name: build_and_approve(site, study) for name, site in prepare(invented, tmp_path / "out").items()}
     fitted = pooled_leave_one_out(tables, study, "cleveland")
     drawn = np.random.default_rng(3).integers(tables["cleveland"].rows, size=50)
-    fifty = StudyTable.from_columns(study, {k: v[drawn] for k, v in tables["cleveland"].columns.items()})
+    fifty = StudyTable.from_columns(study, {name: tables["cleveland"].columns[name][drawn] for name in study.variables})
     method = Recalibration(*(fitted[key] for key in ("coefficients", "centre", "scale")), prior_sd=1.5)
     line = fit(method, Here(fifty.on, study))
     predictor, outcome = predictor_at(fifty, study, fitted)

@@ -4,7 +4,7 @@ A seed draws the validation part, the order of rows and batches, and the initial
 the model that is tested: nothing is fitted again on train and valid together.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -43,9 +43,15 @@ def with_seed(study: Study, seed: int) -> Study:
 def tables_for(study: Study, tables: Tables) -> dict[str, StudyTable]:
     """The same patients and values, ordered and parted by this study's seed."""
     return {
-        name: StudyTable.from_columns(study, table.columns, pseudonyms=table.row_pseudonyms, lineage=table.lineage)
+        name: StudyTable.from_columns(
+            study, _values(table, study.variables), pseudonyms=table.row_pseudonyms, lineage=table.lineage
+        )
         for name, table in tables.items()
     }
+
+
+def _values(table: StudyTable, names: Iterable[str]) -> dict[str, Any]:
+    return {name: table.columns[name] for name in names}
 
 
 def flamby(data: Path, folder: Path, *, seeds: Sequence[int] = SEEDS) -> Figures:
@@ -173,7 +179,7 @@ def scaled_at_home(study: Study, tables: Tables, *, everything: bool) -> tuple[S
         deviation = train.std(0)
         own = (whole - train.mean(0)) / np.where(deviation > 0, deviation, 1.0)
         own[:, deviation == 0] = 0.0
-        values = {key: value for key, value in table.columns.items() if key in variables}
+        values = _values(table, [key for key in study.variables if key in variables])
         values |= {column.name: own[:, index] for index, column in enumerate(columns)}
         scaled[name] = StudyTable.from_columns(changed, values, pseudonyms=table.row_pseudonyms, parts=table.part_index)
     return changed, scaled
