@@ -1,6 +1,6 @@
 """Runs one study in a process that kills itself (SIGKILL) before a chosen database statement or exchange.
 
-usage: kill_worker.py FOLDER METHOD LATE KILL_AT; METHOD newton | scaffold; LATE no | drawn; KILL_AT 0 = never.
+usage: kill_worker.py FOLDER METHOD LATE KILL_AT; METHOD newton | scaffold | study; LATE no | drawn; KILL_AT 0 = never.
 The statements of both stores are counted through SQLite's own trace, so a kill falls between any two of them,
 the sealing transaction's included; no product code knows of it.
 """
@@ -19,6 +19,7 @@ from consortium import GENEROUS, fixed_keys, synthetic_study, synthetic_tables
 from medfed.canonical import pack
 from medfed.engines.what_if import what_if
 from medfed.errors import FederationError
+from medfed.evaluation.study_run import StudyRun
 from medfed.federation.call import Failure
 from medfed.federation.packages import find_method
 from medfed.federation.policy import Policy
@@ -65,20 +66,21 @@ class LateSites:
 
 
 def study_of(method: str):
-    use = {"newton": "medfed:medfed.methods.newton.Newton", "scaffold": "medfed:medfed.methods.scaffold.Scaffold"}[
-        method
-    ]
-    settings = {
-        "newton": {"tolerance": 1e-9},
-        "scaffold": {"rounds": 12, "participation": 0.7, "batch": 8, "rate": 0.2},
-    }[method]
-    return synthetic_study(SITES, method={"use": use, "settings": settings})
+    """newton, scaffold; or study: Newton with its cross-validated evaluation, which runs in children."""
+    newton = {"use": "medfed:medfed.methods.newton.Newton", "settings": {"tolerance": 1e-9}}
+    scaffold = {"rounds": 12, "participation": 0.7, "batch": 8, "rate": 0.2}
+    if method == "scaffold":
+        return synthetic_study(SITES, method={"use": "medfed:medfed.methods.scaffold.Scaffold", "settings": scaffold})
+    if method == "study":
+        folds = {"kind": "folds", "folds": 2}
+        return synthetic_study(SITES, method=newton, parts=folds, evaluation={"design": "cross_validation"})
+    return synthetic_study(SITES, method=newton)
 
 
 def main(folder: Path, method_name: str, late: str, kill_at: int) -> None:
     points = Points(kill_at, folder / "killed_at")
     study = study_of(method_name)
-    method = find_method(study)
+    method = StudyRun(study) if method_name == "study" else find_method(study)
     start = datetime(2026, 1, 1, tzinfo=UTC)
     engine, public = what_if(
         folder / "sites", synthetic_tables(study, ROWS), study, [method],

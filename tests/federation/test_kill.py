@@ -118,15 +118,14 @@ def kill_run(tmp_path: Path, method: str, late: str, kills: int, seed: int) -> t
     return done, where
 
 
-@pytest.mark.parametrize("method", ["newton", "scaffold"])
+@pytest.mark.parametrize("method", ["newton", "scaffold", "study"])
 def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path: Path, method: str) -> None:
     done, _ = kill_run(tmp_path, method, "no", 6, seed=1)
     assert done >= 6
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("late", ["no", "drawn"])
-@pytest.mark.parametrize("method", ["newton", "scaffold"])
+@pytest.mark.parametrize(("method", "late"), [(m, late) for m in ("newton", "scaffold") for late in ("no", "drawn")] + [("study", "no")])
 def test_fifty_kills(tmp_path: Path, method: str, late: str) -> None:
     done, where = kill_run(tmp_path, method, late, 50, seed=11)
     assert done >= 50

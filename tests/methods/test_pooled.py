@@ -89,7 +89,7 @@ def cancer() -> pd.DataFrame:
     frame = data.frame[
         ["mean radius", "mean texture", "mean smoothness", "mean symmetry", "mean fractal dimension"]
     ].copy()
-    frame.columns = [name.replace(" ", "-") for name in frame.columns]
+    frame.columns = [name.replace(" ", "_") for name in frame.columns]
     frame["malignant"] = 1 - data.target
     return frame
 
@@ -134,7 +134,7 @@ def test_ridge_equals_scikit_learn(tmp_path: Path, cancer: pd.DataFrame) -> None
 
 def test_standardisation_equals_pandas(tmp_path: Path, cancer: pd.DataFrame) -> None:
     frame = cancer.copy()
-    frame.loc[::7, "mean-texture"] = np.nan
+    frame.loc[::7, "mean_texture"] = np.nan
     study = study_of(frame, "malignant", "standardise.Standardise", {})
     result = run(tmp_path, study, tables_of(study, frame, "malignant"))
     x = frame.drop(columns="malignant")
@@ -222,7 +222,7 @@ def test_recalibration_equals_statsmodels(cancer: pd.DataFrame) -> None:
 
 
 def test_perfect_separation_and_collinear_columns_are_said(tmp_path: Path, cancer: pd.DataFrame) -> None:
-    frame = cancer.assign(copy=cancer["mean-radius"] * 2)
+    frame = cancer.assign(copy=cancer["mean_radius"] * 2)
     study = study_of(frame, "malignant", "newton.Newton", {})
     with pytest.raises(FederationError, match="collinear|singular|runs away"):
         run(tmp_path / "copy", study, tables_of(study, frame, "malignant"))

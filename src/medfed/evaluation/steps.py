@@ -123,7 +123,9 @@ def site_report(site: Site, *, models: FloatArray, centres: FloatArray, scales: 
     """
     predictor, outcome = predictors(site, models, centres, scales)
     minimum = site.minimum_cell
-    local = local_predictor(site)
+    # Left out of the fit, all of a site's rows are for judging; a model of its own would be judged on its own rows.
+    apart = site.study.evaluation.design == "leave_one_site_out"
+    local = None if apart else local_predictor(site)
     known = local is not None
     own = local if local is not None else np.zeros_like(predictor)
     found = area_difference(predictor, own, outcome, minimum) if known else None

@@ -57,6 +57,17 @@ def _no_cost(step: Step, call: Call) -> float:
     return 0.0
 
 
+def _counts_models(call: Call, step: Step) -> bool:
+    """Whether the ledger counts how many models are put to these rows.
+
+    It does for test rows, and for counts that depend on inputs: many of them, over models that differ a little, would
+    show single patients.
+    """
+    counts = any(isinstance(kind, Count) for kind in step.releases.values())
+    model = any(declared.model for declared in step.takes.values())
+    return (model and call.part.partition(":")[0] == "test") or (counts and bool(step.takes))
+
+
 class Doors:
     """The doors of one or many sites over one store, for one study."""
 
@@ -111,7 +122,7 @@ class Doors:
         cost = self.cost(step, call)
         # A site that passed every rule for this kind of call passes again, unless its approvals or the day changed.
         passed = self._passed.setdefault((call.run.partition("/")[0], call.step, call.part, call.roster, today), set())
-        every_call = cost or self._model_opened(call, step) is not None
+        every_call = cost or _counts_models(call, step)
         for site, mine in own.items():
             if site in out:
                 continue
@@ -136,7 +147,7 @@ class Doors:
         if not names:
             return out
         blobs = pack_rows(coded)
-        opened = self._model_opened(call, step)
+        opened = {site: self._model_opened(call, step, own[site]) for site in names} if _counts_models(call, step) else {}
         over = self.store.seal(
             call, step, names, digests=digests, blobs=blobs, keep=keep, local=local, own=own, cost=cost, amount=amount,
             at=now.isoformat(timespec="seconds"), budgets={site: self.sites[site].policy.budget for site in names},
@@ -198,7 +209,8 @@ class Doors:
             self._rows_judged[rows] = self._judge_rows(site, call)
         if reason := self._rows_judged[rows]:
             return reason
-        if opened := self._model_opened(call, step):
+        if _counts_models(call, step):
+            opened = self._model_opened(call, step, own)
             seen = self.store.models_opened(site, opened[0])
             if opened[1] not in seen and len(seen) >= self.study.test_models:
                 return TOO_MANY_MODELS
@@ -236,17 +248,12 @@ class Doors:
             access.table.on("all"), view, self.study, access.policy, call.protection, self.store.cohorts(site, view)
         )
 
-    def _model_opened(self, call: Call, step: Step) -> tuple[str, str] | None:
-        """(question, digest of the model) where the ledger counts models, else None.
-
-        Counted are questions about test rows, and counts that depend on inputs: many of them, over models that differ
-        a little, would show single patients.
-        """
-        model = {name: call.inputs[name] for name, declared in step.takes.items() if declared.model}
-        counts = any(isinstance(kind, Count) for kind in step.releases.values())
-        if not (model and call.part.partition(":")[0] == "test") and not (counts and step.takes):
-            return None
-        return f"{call.study}|{call.step}|{call.part}", digest(pack(model)) if model else call.inputs_digest
+    @staticmethod
+    def _model_opened(call: Call, step: Step, own: Own) -> tuple[str, str]:
+        """(question, digest of the model that is put to this site)."""
+        inputs = {**call.inputs, **own.each}
+        model = {name: inputs[name] for name, declared in step.takes.items() if declared.model} or inputs
+        return f"{call.study}|{call.step}|{call.part}", digest(pack({k: np.asarray(v) for k, v in model.items()}))
 
     # -- running ---------------------------------------------------------------------------------------------------
 

@@ -116,7 +116,7 @@ class SiteStore:
         at: str,
         budgets: Mapping[str, float],
         cohorts: Mapping[str, View],
-        opened: tuple[str, str] | None,
+        opened: Mapping[str, tuple[str, str]],
     ) -> set[str]:
         """Make answers final in one transaction; returns the sites whose budget could not hold the cost (not sealed).
 
@@ -198,7 +198,7 @@ class SiteStore:
         number: int,
         cohorts: Mapping[str, View],
         new_cohorts: Sequence[str],
-        opened: tuple[str, str] | None,
+        opened: Mapping[str, tuple[str, str]],
     ) -> None:
         written = [
             (site, number, pack(values))
@@ -216,10 +216,10 @@ class SiteStore:
                     if site in sealed
                 ],
             )
-        if opened is not None:
+        if opened:
             self.db.executemany(
                 "insert or ignore into opened(site, question, model) values(?,?,?)",
-                [(site, *opened) for site in sealed],
+                [(site, *opened[site]) for site in sealed],
             )
 
     def _prune(self, call: Call) -> None:
@@ -252,7 +252,7 @@ class SiteStore:
         keep: Any,
         own: Mapping[str, Own],
         cohorts: Mapping[str, View],
-        opened: tuple[str, str] | None,
+        opened: Mapping[str, tuple[str, str]],
     ) -> None:
         self._heads.update(heads)
         for site in sealed:
@@ -260,8 +260,9 @@ class SiteStore:
                 self._recorded.add((site, call.part))
                 view = cohorts[site]
                 self._cohorts.setdefault(site, {})[_patients_digest(view)] = view.pseudonyms
-            if opened is not None:
-                self._opened.setdefault((site, opened[0]), set()).add(opened[1])
+            if opened:
+                question, model = opened[site]
+                self._opened.setdefault((site, question), set()).add(model)
         if keep is None or step.keeps is None or not step.keeps.writes:
             return
         slot = step.keeps.slot

@@ -165,7 +165,7 @@ def scaled_at_home(study: Study, tables: Tables, *, everything: bool) -> tuple[S
     covariates = {name for name in study.covariates if everything or study.variables[name].type == "number"}
     variables = {name: one for name, one in declared["variables"].items() if name not in covariates}
     for column in columns:
-        variables[column.name] = {
+        variables[column.name.replace("=", "_")] = {
             "meaning": f"{column.name}, scaled at the hospital", "type": "number", "role": "covariate", "unit": "1", "range": _WIDE,
         }  # fmt: skip
     evaluation = {**declared["evaluation"], "variants": [AS_FLAMBY]}
@@ -180,6 +180,6 @@ def scaled_at_home(study: Study, tables: Tables, *, everything: bool) -> tuple[S
         own = (whole - train.mean(0)) / np.where(deviation > 0, deviation, 1.0)
         own[:, deviation == 0] = 0.0
         values = _values(table, [key for key in study.variables if key in variables])
-        values |= {column.name: own[:, index] for index, column in enumerate(columns)}
+        values |= {column.name.replace("=", "_"): own[:, index] for index, column in enumerate(columns)}
         scaled[name] = StudyTable.from_columns(changed, values, pseudonyms=table.row_pseudonyms, parts=table.part_index)
     return changed, scaled
