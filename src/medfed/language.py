@@ -193,12 +193,14 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def power_of_ten(value: float) -> str:
-    """A tiny number as people write it: 2.6e-14 -> 2.6 × 10⁻¹⁴; an exact 0 as it is."""
+    """A tiny number as people write it: 2.6e-14 -> "2.6 × 10^−14", with spaces that don't break; 0 as it is.
+
+    Pages set the exponent raised.
+    """
     if value == 0:
         return "0"
     digits, _, power = f"{value:.1e}".partition("e")
-    raised = str(int(power)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    return f"{digits} × 10{raised}"
+    return f"{digits}\u00a0×\u00a010^{str(int(power)).replace('-', '−')}"
 
 
 def byte_count(value: float) -> str:

@@ -28,7 +28,10 @@ def _frame(name: str, kind: str, title: dict[str, str], question: dict[str, str]
             "arm": "arm",
             "variables": {
                 "pancreatitis": {
-                    "meaning": {"en": "Pancreatitis after this ERCP, as adjudicated", "zh": "本次ERCP术后发生的胰腺炎（经判定）"},
+                    "meaning": {
+                        "en": "Pancreatitis after this ERCP, as adjudicated",
+                        "zh": "本次ERCP术后发生的胰腺炎（经判定）",
+                    },
                     "type": "code",
                     "event": "yes",
                 },
@@ -104,7 +107,14 @@ def effect_result() -> dict[str, Any]:
         "effect": {
             "arms": [
                 {"name": "placebo", "events": 51, "patients": 294, "value": 51 / 294, "low": 0.1345, "high": 0.2209},
-                {"name": "indomethacin", "events": 26, "patients": 283, "value": 26 / 283, "low": 0.0634, "high": 0.1312},
+                {
+                    "name": "indomethacin",
+                    "events": 26,
+                    "patients": 283,
+                    "value": 26 / 283,
+                    "low": 0.0634,
+                    "high": 0.1312,
+                },
             ],
             "risk_ratio": {"value": 0.5296, "low": 0.3399, "high": 0.8252},
             "risk_difference": {"value": -0.0816, "low": -0.1370, "high": -0.0259},
@@ -115,10 +125,10 @@ def effect_result() -> dict[str, Any]:
                 {"name": "risk", "value": 1.5055, "low": 1.1434, "high": 1.9824, "p": 0.0036},
             ],
             "by_site": [
-                {"site": "michigan", "value": 0.55, "low": 0.29, "high": 1.04, "counts": "12 of 80, 24 of 84"},
-                {"site": "indiana", "value": 0.52, "low": 0.28, "high": 0.96, "counts": "14 of 203, 27 of 210"},
+                {"site": "michigan", "value": 0.55, "low": 0.29, "high": 1.04, "counts": (12, 80, 24, 84)},
+                {"site": "indiana", "value": 0.52, "low": 0.28, "high": 0.96, "counts": (14, 203, 27, 210)},
                 {"site": "kentucky", "reason": SMALL_CELL},
-                {"site": "case", "value": 0.0, "low": 0.0, "high": math.inf, "counts": "0 of 1, 1 of 2"},
+                {"site": "case", "value": 0.0, "low": 0.0, "high": math.inf, "counts": (0, 1, 1, 2)},
             ],
             "difference_from_pooled": 2.6e-14,
             "rounds": 8,
@@ -171,7 +181,13 @@ def prediction_result(*, joining: tuple[float, float, float] = (0.005, -0.058, 0
                 "use": use,
                 "results": results,
                 "joining": [
-                    {"site": "michigan", "difference": joining[0], "low": joining[1], "high": joining[2], "verdict": ""},
+                    {
+                        "site": "michigan",
+                        "difference": joining[0],
+                        "low": joining[1],
+                        "high": joining[2],
+                        "verdict": "",
+                    },
                     {"site": "indiana", "difference": None, "low": None, "high": None, "verdict": "not shown"},
                 ],
                 "calibration": [{"site": "michigan", "groups": groups}, {"site": "indiana", "groups": []}],

@@ -24,7 +24,7 @@ class Table:
 
 
 def looks_numeric(cell: str) -> bool:
-    """Whether a cell starts as a number does: it is not broken over lines."""
+    """Whether a cell starts as a number does."""
     return cell in ("", "–") or cell.lstrip("−<∞")[:1].isdigit() or cell.startswith(("∞", "−∞"))
 
 

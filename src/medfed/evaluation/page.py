@@ -4,6 +4,7 @@ A page is written by whoever knows its content; here it is only set. Every text 
 the page forbids itself to load anything.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -13,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from medfed.evaluation.figure import Figure, Table, looks_numeric
+from medfed.evaluation.svg import text_width
 from medfed.language import Translate, translator
 
 
@@ -89,6 +91,10 @@ class Head:
     other_language: tuple[str, str, str] | None = field(default=None)
 
 
+# A cell or column head narrower than this many pixels stays on one line.
+_SHORT = 70
+
+
 @cache
 def _environment() -> Environment:
     found = Environment(
@@ -100,13 +106,16 @@ def _environment() -> Environment:
     )
     found.filters["kind"] = lambda block: type(block).__name__
     found.filters["marked"] = _marked
-    found.tests["numeric"] = looks_numeric
+    found.tests["unbroken"] = lambda cell: looks_numeric(cell) or text_width(cell) < _SHORT
     return found
 
 
+_RAISED = re.compile(r"(?<=10)\^(−?\d+)")
+
+
 def _marked(text: str) -> Markup:
-    """Escaped text in which `words between backticks` are set as code."""
-    parts = [str(escape(part)) for part in text.split("`")]
+    """Escaped text in which `words between backticks` are set as code, and 10^-3 with a raised exponent."""
+    parts = [_RAISED.sub(r"<sup>\1</sup>", str(escape(part))) for part in text.split("`")]
     return Markup("".join(f"<code>{part}</code>" if index % 2 else part for index, part in enumerate(parts)))
 
 

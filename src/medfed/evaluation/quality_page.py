@@ -10,6 +10,7 @@ from typing import Any
 from medfed.evaluation.charts import Dropped, Estimated, bars, flow
 from medfed.evaluation.figure import Table
 from medfed.evaluation.page import Block, Bullets, Head, Section, Tabled, Text, render_page
+from medfed.evaluation.report_labels import unit_text
 from medfed.language import Translate, number, percent, translator
 from medfed.study import Study
 from medfed.study.variables import text_in
@@ -111,7 +112,7 @@ def _numbers(quality: Mapping[str, Any], study: Study, _: Translate, lang: str) 
         unit = variable.unit if variable is not None and variable.unit not in (None, "1") else ""
         spread = "–"
         if found.get("mean") is not None:
-            spread = f"{number(found['mean'], 1)} ± {number(found['deviation'], 1)} {unit}".rstrip()
+            spread = f"{number(found['mean'], 1)} ± {number(found['deviation'], 1)} {unit_text(unit, _) if unit else ''}".rstrip()
         rows.append(
             (
                 _("{name}: {meaning}").format(name=name, meaning=_meaning(study, name, lang)),

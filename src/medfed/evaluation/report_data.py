@@ -87,10 +87,10 @@ class Named(Interval):
 
 
 class SiteEffect(Interval):
-    """The risk ratio at one site. counts: what may be shown of them, as text."""
+    """The risk ratio at one site. counts: events and patients of the second arm, then of the reference."""
 
     site: str
-    counts: str = ""
+    counts: tuple[int, int, int, int] | None = None
 
 
 class Effect(Part):

@@ -46,7 +46,7 @@ def effect_answer(effect: Effect, labels: Labels) -> tuple[str, str]:
     ]
     detail = _("Patients with the event: {counts}.").format(counts=_(", ").join(counts))
     if labels.event:
-        detail += " " + _("The event: {event}.").format(event=labels.event)
+        detail = labels.joined(detail, _("The event: {event}.").format(event=labels.event))
     return answer, detail
 
 
@@ -155,19 +155,14 @@ def _by_site(effect: Effect, labels: Labels) -> list[Block]:
         ]
     rows = [
         Estimated(
-            labels.site(row.site), row.value, row.low, row.high, row.counts,
+            labels.site(row.site), row.value, row.low, row.high, _counts(row.counts, labels) if row.counts else "",
             why=_(row.reason or SITES_HIDDEN),
         )
         for row in effect.by_site
     ]  # fmt: skip
     arm, reference = effect.arms[1], effect.arms[0]
     ratio = effect.risk_ratio
-    total = _("{events} of {patients}, {reference_events} of {reference_patients}").format(
-        events=arm.events,
-        patients=arm.patients,
-        reference_events=reference.events,
-        reference_patients=reference.patients,
-    )
+    total = _counts((arm.events, arm.patients, reference.events, reference.patients), labels)
     rows.append(Estimated(_("All counted sites"), ratio.value, ratio.low, ratio.high, total, total=True))
     names = {"arm": labels.arm(arm.name), "reference": labels.arm(reference.name)}
     return [
@@ -182,3 +177,11 @@ def _by_site(effect: Effect, labels: Labels) -> list[Block]:
             lang=labels.lang,
         )
     ]
+
+
+def _counts(counts: tuple[int, int, int, int], labels: Labels) -> str:
+    _ = labels.translate
+    events, patients, reference_events, reference_patients = (number(count, 0) for count in counts)
+    return _("{events} of {patients}, {reference_events} of {reference_patients}").format(
+        events=events, patients=patients, reference_events=reference_events, reference_patients=reference_patients
+    )

@@ -31,6 +31,10 @@ class Labels:
             return _("All sites")
         return next((self.text(site.title) for site in self.data.sites if site.name == name), name)
 
+    def joined(self, *sentences: str) -> str:
+        """Sentences one after the other; Chinese ones without a space between them."""
+        return ("" if self.lang == "zh" else " ").join(sentence for sentence in sentences if sentence)
+
     def site_list(self, names: list[str]) -> str:
         """Titles in a row."""
         _ = self.translate
@@ -58,13 +62,7 @@ class Labels:
         if level:
             return _("{meaning}: {level}").format(meaning=meaning, level=self._level(variable, level))
         unit = shown.unit if shown else None
-        return _("{meaning}, per {unit}").format(meaning=meaning, unit=self.unit(unit)) if unit else meaning
-
-    def unit(self, unit: str) -> str:
-        """A unit, for people."""
-        _ = self.translate
-        known = {"1": _("point"), "year": _("year")}
-        return known.get(unit, unit)
+        return _("{meaning}, per {unit}").format(meaning=meaning, unit=unit_text(unit, _)) if unit else meaning
 
     @cached_property
     def event(self) -> str:
@@ -114,3 +112,9 @@ class Labels:
         if p is None:
             return "–"
         return "<0.001" if p < 0.001 else number(p, 3 if p < 0.1 else 2)
+
+
+def unit_text(unit: str, _: Translate) -> str:
+    """A unit, for people: the few that have a name of their own, others as they are."""
+    known = {"1": _("point"), "year": _("year")}
+    return known.get(unit, unit)

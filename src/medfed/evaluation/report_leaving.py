@@ -58,7 +58,8 @@ def _site(name: str, labels: Labels) -> list[Block]:
         return [*blocks, Notice(warning.format(**words), "warning")]
     verified = _("Ledger verified: {rows} rows, none edited, removed or cut off; head {head}.").format(**words)
     if ledger.epsilon > 0:
-        verified += " " + _("Privacy spent: epsilon {epsilon}.").format(epsilon=number(ledger.epsilon, 3))
+        spent = _("Privacy spent: epsilon {epsilon}.").format(epsilon=number(ledger.epsilon, 3))
+        verified = labels.joined(verified, spent)
     return [*blocks, Text(verified, "note")]
 
 

@@ -55,13 +55,14 @@ def _left_out_figure(rows: Sequence[LeftOut], labels: Labels) -> Figure:
 
 def _left_out_table(rows: Sequence[LeftOut], labels: Labels) -> Tabled:
     _ = labels.translate
+    several = len({row.method for row in rows}) > 1
     cells = []
     for row in rows:
         judged = row.n > 0
         cells.append(
             (
                 labels.site(row.site),
-                _left_out_name(row, rows, labels),
+                *([_left_out_name(row, rows, labels)] if several else []),
                 number(row.n if judged else None, 0),
                 number(row.events if judged else None, 0),
                 labels.with_interval(row.auc, row.auc_low, row.auc_high, auc_reason(row), 3),
@@ -71,8 +72,8 @@ def _left_out_table(rows: Sequence[LeftOut], labels: Labels) -> Tabled:
             )
         )
     columns = (
-        _("Site left out"), _("Model"), "n", _("Events"), "AUC", _("Observed / expected"), _("Brier score"),
-        _("AUC: difference from pooled"),
+        _("Site left out"), *([_("Model")] if several else []), "n", _("Events"), "AUC", _("Observed / expected"),
+        _("Brier score"), _("AUC: difference from pooled"),
     )  # fmt: skip
     return Tabled(_("One site left out in turn, with 95% intervals"), Table(columns, tuple(cells)))
 
@@ -102,9 +103,8 @@ def _recalibration(prediction: Prediction, labels: Labels) -> Figure:
         "the range of the middle 90% of draws."
     ).format(draws=number(max(row.draws for row in prediction.recalibration), 0))
     if needed:
-        caption += " " + _("Patients needed for 90% of draws to lie within 0.9 to 1.1: {needed}.").format(
-            needed=_(", ").join(needed)
-        )
+        sentence = _("Patients needed for 90% of draws to lie within 0.9 to 1.1: {needed}.")
+        caption = labels.joined(caption, sentence.format(needed=_(", ").join(needed)))
     return dots(
         rows,
         title=_("Recalibration on local patients"),
@@ -140,6 +140,6 @@ def coefficient_blocks(prediction: Prediction, labels: Labels) -> list[Block]:
         "Odds ratios of the federated model per unit of each variable, with Wald's 95% intervals where the method gives them."
     )
     if intercept is not None:
-        caption += " " + _("Intercept, as log odds: {value}.").format(value=number(intercept, 3))
+        caption = labels.joined(caption, _("Intercept, as log odds: {value}.").format(value=number(intercept, 3)))
     heads = (_("Variable"), "", _("Odds ratio (95% interval)"))
     return [forest(rows, title=_("Odds ratios in the model"), caption=caption, heads=heads, lang=labels.lang)]

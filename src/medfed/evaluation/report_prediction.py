@@ -179,7 +179,7 @@ def _auc_figure(method: MethodShown, sites: Sequence[str | None], labels: Labels
     return dots(
         groups,
         title=_("AUC: {method}").format(method=labels.method(method.name, method.use)),
-        caption=" ".join((ranking, grouping.format(minimum=labels.data.minimum_cell))),
+        caption=labels.joined(ranking, grouping.format(minimum=labels.data.minimum_cell)),
         heads=(_("Site"), _("Model"), _("AUC (95% interval)")),
         reference=0.5,
         styles=tuple(labels.where(where) for where in ("federated", "local", "pooled")),
@@ -307,13 +307,15 @@ def _calibration_figure(
 ) -> Figure | Text:
     _ = labels.translate
     if not groups:
-        return Text(_("Calibration curve of {place}: {why}.").format(place=place, why=labels.why(reason or FEW_BINS)))
+        return Text(
+            _("The calibration curve of {place} is {why}.").format(place=place, why=labels.why(reason or FEW_BINS))
+        )
     caption = _(
         "Each point is a group of patients of similar predicted risk; lines are 95% intervals. On the dashed diagonal "
         "predicted and observed risk are the same."
     )
     if labels.data.minimum_cell > 1:
         least = _("Every group holds at least {minimum} patients with and as many without the event.")
-        caption += " " + least.format(minimum=labels.data.minimum_cell)
+        caption = labels.joined(caption, least.format(minimum=labels.data.minimum_cell))
     title = _("Calibration: {place}").format(place=place)
     return calibration(groups, title=title, caption=caption, lang=labels.lang)

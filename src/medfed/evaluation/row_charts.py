@@ -197,8 +197,9 @@ def _draw(
         y += row.height
     bottom = height + 24
     if favours:
-        parts += _favours(favours, scale(reference or 1.0), height + 34)
-        bottom += 20
+        written, below = _favours(favours, scale(reference or 1.0), height + 28)
+        parts += written
+        bottom = height + 28 + below + 4
     return drawing(WIDTH, bottom, title, parts)
 
 
@@ -313,12 +314,12 @@ def _diamond(what: Estimated, scale: Scale, middle: float, tip: str) -> str:
     )
 
 
-def _favours(favours: tuple[str, str], reference: float, y: float) -> list[str]:
-    """Left and right of the line at 1, moved where the page ends."""
-    left, right = f"← {favours[0]}", f"{favours[1]} →"
-    left_end = max(reference - 10, text_width(left, SMALL))
-    right_start = min(max(reference + 10, left_end + 16), WIDTH - text_width(right, SMALL))
-    return [
-        write(left_end, y + 6, left, anchor="end", size=SMALL, kind="favours"),
-        write(right_start, y + 6, right, size=SMALL, kind="favours"),
-    ]
+def _favours(favours: tuple[str, str], reference: float, y: float) -> tuple[list[str], float]:
+    """What lies left and right of the line at 1, each on its own side; and how high that is."""
+    left = wrap(f"← {favours[0]}", reference - 10, SMALL)
+    right = wrap(f"{favours[1]} →", WIDTH - reference - 10, SMALL)
+    look = {"size": SMALL, "kind": "favours"}
+    lines = max(len(left), len(right))
+    parts = _block(left, reference - 10, y + _LINE * len(left) / 2, anchor="end", **look)
+    parts += _block(right, reference + 10, y + _LINE * len(right) / 2, **look)
+    return parts, _LINE * lines

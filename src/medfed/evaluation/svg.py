@@ -83,7 +83,7 @@ def write(
     return element(
         "text", escape(content), x=float(x), y=float(y), text_anchor="" if anchor == "start" else anchor, fill=colour,
         font_size="" if size == SIZE else size, font_weight="600" if bold else "",
-        font_style="italic" if italic else "", class_=kind,
+        font_style="italic" if italic and not _is_wide(content) else "", class_=kind,
     )  # fmt: skip
 
 
@@ -153,11 +153,16 @@ def marker(x: float, y: float, style: Style, *, radius: float = 5.0, tip: str = 
     return element("polygon", *tooltip(tip), points=where, **look)
 
 
+def _is_wide(content: str) -> bool:
+    """Whether a text has Chinese characters, which have no italics."""
+    return any(unicodedata.east_asian_width(letter) in "WF" for letter in content)
+
+
 def text_width(content: str, size: int = SIZE) -> float:
     """Estimated width in user units: wide East Asian characters 1 em, others by kind."""
     total = 0.0
     for letter in content:
-        if unicodedata.east_asian_width(letter) in "WF":
+        if _is_wide(letter):
             total += 1.0
         elif letter in "iljtfrI.,:;'|!()[] ·":
             total += 0.36
@@ -186,8 +191,8 @@ _NEVER_FIRST = "，。；：、）》」』！？,.;:)%"
 def _pieces(content: str, width: float, size: int) -> list[str]:
     pieces: list[str] = []
     for letter in content:
-        wide = unicodedata.east_asian_width(letter) in "WF"
-        after_wide = bool(pieces) and unicodedata.east_asian_width(pieces[-1][-1]) in "WF"
+        wide = _is_wide(letter)
+        after_wide = bool(pieces) and _is_wide(pieces[-1][-1])
         starts = not pieces or pieces[-1].endswith(" ") or ((wide or after_wide) and letter not in _NEVER_FIRST)
         if starts or text_width(pieces[-1] + letter, size) > width:
             pieces.append(letter)
