@@ -4,11 +4,13 @@ The folder tables/<first 12 of the study's hash> is replaced in one go. What is 
 that was built: a damaged or changed table is refused.
 """
 
+import fcntl
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +87,9 @@ def open_table(site: SiteFolder | Path | str, study: Study) -> StudyTable:
     if not isinstance(site, SiteFolder):
         site = load_site(site)
     folder = site.table_folder(study.hash)
-    _finish_replacement(folder)
+    if _old(folder).exists():
+        with _alone(folder.parent):
+            _finish_replacement(folder)
     described = folder / _DESCRIPTION
     if not described.exists():
         raise MappingError(f"site {site.name!r} has no table for study {study.name!r}; run `medfed site build` first")
@@ -108,37 +112,65 @@ def open_table(site: SiteFolder | Path | str, study: Study) -> StudyTable:
 def write_table(site: SiteFolder, study: Study, table: StudyTable, quality: Quality) -> None:
     """Write a table into its folder. MappingError where it can't be written; what was there before then stays."""
     folder = site.table_folder(study.hash)
-    temporary: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _finish_replacement(folder)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".building-{folder.name}-"))
-        stored = {
-            "pseudonym": pa.array(table.row_pseudonyms, pa.uint64()),
-            "part": pa.array(table.part_index, pa.int64()),
-            **{f"v_{name}": pa.array(table.columns[name]) for name in study.variables},
-        }
-        pa_parquet.write_table(pa.table(stored), temporary / _TABLE, row_group_size=PIECE)
-        content = {"version": table.version, "lineage": table.lineage, "quality": quality.to_dict()}
-        described = json.dumps(content, ensure_ascii=False, indent=1)
-        (temporary / _DESCRIPTION).write_text(described, encoding="utf-8")
-        for path in (temporary / _TABLE, temporary / _DESCRIPTION, temporary):
-            _sync(path)
-        if folder.exists():
-            folder.rename(_old(folder))
-        temporary.rename(folder)
-        _sync(folder.parent)
-    except (OSError, pa.ArrowException) as problem:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-        if not folder.exists():
+        with _alone(folder.parent):
             _finish_replacement(folder)
+            _remove_unfinished(folder)
+            try:
+                temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=_unfinished(folder)))
+                _write_files(temporary, study, table, quality)
+                if folder.exists():
+                    folder.rename(_old(folder))
+                temporary.rename(folder)
+                _sync(folder.parent)
+            except (OSError, pa.ArrowException):
+                _remove_unfinished(folder)
+                if not folder.exists():
+                    _finish_replacement(folder)
+                raise
+            shutil.rmtree(_old(folder), ignore_errors=True)
+    except (OSError, pa.ArrowException) as problem:
         reason = os.strerror(problem.errno) if isinstance(problem, OSError) and problem.errno else str(problem)
         raise MappingError(
             f"site {site.name!r}: the table can't be written to {folder} ({reason}); nothing was changed. "
             "Free space or mend the permissions, and build again"
         ) from None
-    shutil.rmtree(_old(folder), ignore_errors=True)
+
+
+def _write_files(folder: Path, study: Study, table: StudyTable, quality: Quality) -> None:
+    stored = {
+        "pseudonym": pa.array(table.row_pseudonyms, pa.uint64()),
+        "part": pa.array(table.part_index, pa.int64()),
+        **{f"v_{name}": pa.array(table.columns[name]) for name in study.variables},
+    }
+    pa_parquet.write_table(pa.table(stored), folder / _TABLE, row_group_size=PIECE)
+    content = {"version": table.version, "lineage": table.lineage, "quality": quality.to_dict()}
+    described = json.dumps(content, ensure_ascii=False, indent=1)
+    (folder / _DESCRIPTION).write_text(described, encoding="utf-8")
+    for path in (folder / _TABLE, folder / _DESCRIPTION, folder):
+        _sync(path)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process replaces a table of this site. A killed process lets go by itself."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _unfinished(folder: Path) -> str:
+    """How the name of a folder that is being written begins."""
+    return f".building-{folder.name}-"
+
+
+def _remove_unfinished(folder: Path) -> None:
+    for left in folder.parent.glob(f"{_unfinished(folder)}*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _old(folder: Path) -> Path:
