@@ -71,7 +71,7 @@ def read_catalog(lang: str) -> Catalog:
 
 
 def messages(package: Path = _PACKAGE) -> dict[str, tuple[str, ...]]:
-    """Every sentence to translate -> the files it stands in, in the order of files and lines.
+    """Every sentence to translate -> the files it stands in, file by file.
 
     Found are ``_("...")`` in Python and Jinja templates, the constants of the files that keep sentences apart, and
     the first line of every step's docstring, which tells a site what leaves it.

@@ -296,3 +296,22 @@ def test_a_quality_page_accounts_for_every_row(lang):
     assert {"en": "risk has the same value for every patient", "zh": "所有患者的 risk 取值相同"}[lang] in text
     assert {"en": "45.2 ± 13.4 year", "zh": "45.2 ± 13.4 岁"}[lang] in text
     assert {"en": "Placebo", "zh": "安慰剂"}[lang] in text
+
+
+def test_with_two_sites_no_alarm_is_not_sold_as_all_clear():
+    result = prediction_result() | {"alarms": []}
+    assert "With fewer than 3 sites nobody can tell" in Reader(render_report(result)).text
+    for site in result["sites"]:
+        site["counted"] = True
+    assert "No alarm: event rates" in Reader(render_report(result)).text
+
+
+def test_federated_beside_pooled_figures_gives_their_largest_difference():
+    result = prediction_result()
+    result["prediction"]["difference_from_pooled"] = None
+    pooled = next(row for row in result["prediction"]["methods"][0]["results"] if row["where"] == "pooled")
+    pooled["brier"] += 3e-9
+    assert (
+        "the largest difference in AUC, observed / expected or Brier score is 3.0 × 10 −9"
+        in Reader(render_report(result)).text
+    )

@@ -89,7 +89,9 @@ def _flow(quality: Mapping[str, Any], study: Study, _: Translate, lang: str) -> 
         dropped,
         (_("Rows in the study table"), int(quality["rows_kept"])),
         title=_("From the export to the study table"),
-        caption=_("A row is counted under the first reason that applies to it."),
+        caption=_("A row is counted under the first reason that applies to it.")
+        if dropped
+        else _("No row was left out."),
         dropped_head=_("Left out: {count} rows").format(count=number(out, 0)),
         lang=lang,
     )

@@ -1,7 +1,7 @@
 """A finished run as a page for people: the question, the answer with its interval, the sites, and what left each of them.
 
 ``render_report`` draws one language, ``write_report`` both, with the same data as JSON beside them. It shows; it
-computes no figure, but for the verdicts that follow from an interval.
+computes nothing but the verdicts that follow from an interval, and differences of figures that stand side by side.
 """
 
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from medfed.canonical import write_atomically
+from medfed.evaluation.alarms import FEWEST_SITES
 from medfed.evaluation.charts import Line, curve
 from medfed.evaluation.figure import Table
 from medfed.evaluation.page import Block, Bullets, Head, Notice, Section, Tabled, Text, render_page
@@ -193,6 +194,12 @@ def _training(labels: Labels) -> Section:
 def _alarms(labels: Labels) -> Section:
     _, data = labels.translate, labels.data
     title = _("Does one site stand apart?")
+    if not data.alarms and sum(site.counted for site in data.sites) < FEWEST_SITES:
+        sentence = _(
+            "With fewer than {sites} sites nobody can tell which of them stands apart: event rates and signs of "
+            "coefficients were not compared. Ranking worse than chance was looked for, and not found."
+        ).format(sites=FEWEST_SITES)
+        return Section("alarms", title, [Text(sentence)])
     if not data.alarms:
         sentence = _("No alarm: event rates, signs of coefficients and ranking set no site apart from the others.")
         return Section("alarms", title, [Text(sentence)])

@@ -2,7 +2,7 @@
 
 from medfed.evaluation.figure import Table
 from medfed.evaluation.page import Section, Tabled
-from medfed.evaluation.report_labels import Labels
+from medfed.evaluation.report_labels import Labels, unit_text
 
 
 def guide_section(labels: Labels) -> Section:
@@ -63,4 +63,12 @@ def guide_section(labels: Labels) -> Section:
             (_("Calibration slope"), _("1 is right; below 1 the model's risks are too extreme, above 1 too timid.")),
             (_("Brier score"), _("Mean squared difference between risk and outcome: 0 is perfect.")),
         ]
-    return Section("words", _("Words in this report"), [Tabled("", Table((_("Word"), _("Meaning")), (*common, *own)))])
+    blocks = [Tabled("", Table((_("Word"), _("Meaning")), (*common, *own)))]
+    variables = tuple(
+        (name, labels.text(shown.meaning), unit_text(shown.unit, _) if shown.unit else "")
+        for name, shown in labels.data.study.variables.items()
+        if shown.meaning
+    )
+    if variables:
+        blocks.append(Tabled(_("Variables of the study"), Table((_("Variable"), _("Meaning"), _("Unit")), variables)))
+    return Section("words", _("Words in this report"), blocks)

@@ -1,5 +1,6 @@
 """What things are called in a report, in its language: sites, arms, features, methods, and reasons for what is missing."""
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -58,7 +59,7 @@ class Labels:
         if name == "intercept":
             return _("Intercept")
         shown = self.data.study.variables.get(variable)
-        meaning = self.text(shown.meaning) if shown and shown.meaning else variable
+        meaning = short_meaning(self.text(shown.meaning)) if shown and shown.meaning else variable
         if level:
             return _("{meaning}: {level}").format(meaning=meaning, level=self._level(variable, level))
         unit = shown.unit if shown else None
@@ -112,6 +113,15 @@ class Labels:
         if p is None:
             return "–"
         return "<0.001" if p < 0.001 else number(p, 3 if p < 0.1 else 2)
+
+
+# Where an aside begins in a variable's meaning.
+_ASIDE = re.compile(r", | \(|，|（|；|; ")
+
+
+def short_meaning(meaning: str) -> str:
+    """A variable's meaning without its asides, for the margin of a chart: the report's last part has all of it."""
+    return _ASIDE.split(meaning)[0].strip() or meaning
 
 
 def unit_text(unit: str, _: Translate) -> str:

@@ -21,7 +21,7 @@ from medfed.evaluation.report_data import (
 from medfed.evaluation.report_effect import pooled_sentence
 from medfed.evaluation.report_labels import Labels
 from medfed.evaluation.report_model import auc_reason, coefficient_blocks, unseen_blocks
-from medfed.language import number
+from medfed.language import number, power_of_ten
 
 _ORDER = ("local", "federated", "pooled")
 
@@ -113,9 +113,29 @@ def prediction_sections(prediction: Prediction, labels: Labels) -> list[Section]
         sections.append(Section("calibration", _("Are the predicted risks true?"), _calibration(prediction, labels)))
     if prediction.left_out or prediction.recalibration:
         sections.append(Section("unseen", _("At a site that was not seen"), unseen_blocks(prediction, labels)))
-    model = [*coefficient_blocks(prediction, labels), Text(pooled_sentence(prediction.difference_from_pooled, labels))]
+    model = [*coefficient_blocks(prediction, labels), Text(_beside_pooled(prediction, labels))]
     sections.append(Section("model", _("The model"), model))
     return sections
+
+
+def _beside_pooled(prediction: Prediction, labels: Labels) -> str:
+    """How far the federated model is from the pooled one: as the run says, or by the figures that stand side by side."""
+    _ = labels.translate
+    main = _main(prediction)
+    if prediction.difference_from_pooled is not None or main is None:
+        return pooled_sentence(prediction.difference_from_pooled, labels)
+    differences = []
+    for row in main.results:
+        other = _find(main.results, "pooled", row.site) if row.where == "federated" else None
+        if other is not None:
+            pairs = ((row.auc, other.auc), (row.oe, other.oe), (row.brier, other.brier))
+            differences += [abs(one - two) for one, two in pairs if one is not None and two is not None]
+    if not differences:
+        return pooled_sentence(None, labels)
+    return _(
+        "Beside the same method on all rows in one place, the largest difference in AUC, observed / expected or Brier "
+        "score is {difference}."
+    ).format(difference=power_of_ten(max(differences)))
 
 
 def _main(prediction: Prediction) -> MethodShown | None:
