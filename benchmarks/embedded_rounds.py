@@ -115,9 +115,9 @@ def mathematics(engine: Any, study: Study, method_name: str, repeats: int, stack
     for _ in range(repeats + 2):
         start = time.perf_counter()
         if stacked:
-            door._run_stacked(call, step, sizes, names, kept)
+            door.execution.run_stacked(call, step, sizes, names, kept)
         else:
-            door._run_each(call, step, sizes, names, {name: _NoInputs for name in own}, kept)
+            door.execution.run_each(call, step, sizes, names, {name: _NoInputs for name in own}, kept)
         times.append(time.perf_counter() - start)
     return 1000 * statistics.median(times[2:])
 

@@ -93,7 +93,9 @@ def crash(data: Path | None) -> Iterator[Figure]:
             with tempfile.TemporaryDirectory() as folder:
                 try:
                     kills, where = kill_run(Path(folder), method, late, 50, seed=11)
-                    sealing = sum(n for name, n in where.items() if name.startswith(("insert into", "begin", "commit", "delete")))
+                    sealing = sum(
+                        n for name, n in where.items() if name.startswith(("insert into", "begin", "commit", "delete"))
+                    )
                     measured, holds = "0 deviations", True
                     n = f"{kills} kills, {sealing} of them inside transactions"
                 except AssertionError as problem:
@@ -108,7 +110,9 @@ def gate(data: Path | None) -> Iterator[Figure]:
         path = ROOT / "tests" / "federation" / name
         if not path.exists():
             continue
-        done = subprocess.run([sys.executable, "-m", "pytest", "-q", str(path)], capture_output=True, text=True, check=False, cwd=ROOT)
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", str(path)], capture_output=True, text=True, check=False, cwd=ROOT
+        )
         last = [line for line in done.stdout.strip().split("\n") if "passed" in line or "failed" in line]
         yield Figure(f"attacks held, {name}", "all", (last or done.stdout.strip().split("\n"))[-1].strip(" ="), "",
                      f"pytest tests/federation/{name}", done.returncode == 0)  # fmt: skip
@@ -137,7 +141,9 @@ SECTIONS: dict[str, Callable[[Path | None], Iterator[Figure]]] = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=list(SECTIONS))
-    parser.add_argument("--data", type=Path, default=Path(os.environ["MEDFED_DATA"]) if "MEDFED_DATA" in os.environ else None)
+    parser.add_argument(
+        "--data", type=Path, default=Path(os.environ["MEDFED_DATA"]) if "MEDFED_DATA" in os.environ else None
+    )
     options = parser.parse_args()
     missed = 0
     for name, section in SECTIONS.items():

@@ -32,6 +32,7 @@ _CONSTANTS_IN = (
     "evaluation/monitor.py",
     "evaluation/report_data.py",
     "federation/door.py",
+    "federation/execution.py",
     "federation/gate.py",
 )
 # A call whose first argument is a sentence that is translated where it is shown: what a walkthrough tells.

@@ -18,10 +18,10 @@ from medfed.federation.door import (
     NOT_APPROVED_STEP,
     OTHER_QUESTION,
     PACKAGE_CHANGED,
-    STEP_RAISED,
     TOO_MANY_MODELS,
     Doors,
 )
+from medfed.federation.execution import STEP_RAISED
 from medfed.federation.packages import find_method, step_name
 from medfed.federation.policy import Policy
 from medfed.federation.step import Step

@@ -125,7 +125,9 @@ def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path: Path, method: str) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "late"), [(m, late) for m in ("newton", "scaffold") for late in ("no", "drawn")] + [("study", "no")])
+@pytest.mark.parametrize(
+    ("method", "late"), [(m, late) for m in ("newton", "scaffold") for late in ("no", "drawn")] + [("study", "no")]
+)
 def test_fifty_kills(tmp_path: Path, method: str, late: str) -> None:
     done, where = kill_run(tmp_path, method, late, 50, seed=11)
     assert done >= 50

@@ -8,6 +8,7 @@ import medfed_test_plugin
 import numpy as np
 import pytest
 from consortium import fixed_keys, synthetic_study, synthetic_tables
+
 from medfed.engines.what_if import what_if
 from medfed.errors import FederationError, StudyError
 from medfed.federation import packages
@@ -18,7 +19,10 @@ from medfed.federation.runner import Runner
 SITES = ["a", "b"]
 USE = "medfed-test-plugin:medfed_test_plugin.median.Median"
 ALLOWED = Policy.model_validate(
-    {"packages": {"medfed": {}, "medfed-test-plugin": {}}, "steps": ["medfed:medfed.*", "medfed-test-plugin:*.median.*"]}
+    {
+        "packages": {"medfed": {}, "medfed-test-plugin": {}},
+        "steps": ["medfed:medfed.*", "medfed-test-plugin:*.median.*"],
+    }
 )
 
 
@@ -49,10 +53,14 @@ def test_a_site_whose_policy_does_not_list_the_package_refuses(tmp_path: Path) -
 def test_a_pinned_package_is_held_to_its_hash(tmp_path: Path) -> None:
     package = installed_package("medfed-test-plugin", "medfed_test_plugin.median")
     pinned = {"version": package.version, "sha256": package.sha256}
-    right = ALLOWED.model_copy(update={"packages": Policy.model_validate({"packages": {"medfed-test-plugin": pinned}}).packages})
+    right = ALLOWED.model_copy(
+        update={"packages": Policy.model_validate({"packages": {"medfed-test-plugin": pinned}}).packages}
+    )
     run(tmp_path / "right", right)
     pinned["sha256"] = "0" * 64
-    wrong = ALLOWED.model_copy(update={"packages": Policy.model_validate({"packages": {"medfed-test-plugin": pinned}}).packages})
+    wrong = ALLOWED.model_copy(
+        update={"packages": Policy.model_validate({"packages": {"medfed-test-plugin": pinned}}).packages}
+    )
     with pytest.raises(FederationError, match="pins another version"):
         run(tmp_path / "wrong", wrong)
 

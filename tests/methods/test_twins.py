@@ -64,8 +64,8 @@ def test_a_twin_equals_its_step(
     kept = None
     if asked.keeps:
         kept = [{k: rng.normal(size=shape_of(v, sizes)) for k, v in asked.keeps.shapes.items()} for _ in names]
-    stacked = door._run_stacked(call, asked, sizes, names, kept)
-    good, release, keep, _, effective, failed = door._run_each(
+    stacked = door.execution.run_stacked(call, asked, sizes, names, kept)
+    good, release, keep, _, effective, failed = door.execution.run_each(
         call, asked, sizes, names, dict.fromkeys(names, NO_OWN), kept
     )
     assert good == names

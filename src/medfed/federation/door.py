@@ -16,22 +16,21 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
 from medfed.canonical import digest, pack, pack_rows
-from medfed.data.table import StudyTable, View
+from medfed.data.table import StudyTable
 from medfed.errors import PolicyViolation
 from medfed.federation import gate
 from medfed.federation.approval import Approval, approvals_for
 from medfed.federation.call import Answer, Call, Failure, Own, check_inputs, check_one_input
+from medfed.federation.execution import Execution
 from medfed.federation.ledger import Durability, Head, sign_head
-from medfed.federation.packages import Package, find_step, installed_package, settings_of
+from medfed.federation.packages import Package, find_step, installed_package
 from medfed.federation.policy import Policy
 from medfed.federation.seal import SiteStore
-from medfed.federation.site import Memo, Site, Sites, Stack, seed_of
-from medfed.federation.step import Count, Out, Step, shape_of
+from medfed.federation.step import Count, Step
 from medfed.study import Study
 
 log = logging.getLogger("medfed.site")
 
-STEP_RAISED = "the step stopped with an error; the site's own log has the details"
 OTHER_QUESTION = "another question was already answered under this call"
 NOT_APPROVED_STEP = "the step is not among those that the site approved"
 PACKAGE_CHANGED = "the package that holds the step is not the one that was approved: its files changed"
@@ -84,10 +83,12 @@ class Doors:
     ) -> None:
         self.sites = dict(sites)
         self.study = study
-        self.twins = twins
         self.clock = clock
         self.cost = cost
         self.store = SiteStore(store, durability)
+        tables = {site: access.table for site, access in sites.items()}
+        policies = {site: access.policy for site, access in sites.items()}
+        self.execution = Execution(study, tables, policies, self.store, twins=twins)
         self._keys = {site: access.key for site, access in sites.items()}
         self._approvals: dict[str, Approval | str] = {}
         self._approvals_at: int | None = None
@@ -95,9 +96,6 @@ class Doors:
         self._passed: dict[tuple[str, str, str, tuple[str, ...], str], set[str]] = {}
         self._rows_judged: dict[tuple[str, str, str], str | None] = {}
         self._packages: dict[tuple[str, str], Package] = {}
-        self._memos = {site: Memo() for site in sites}
-        self._stack_memo = Memo()
-        self._stacks: dict[str, Stack] = {}
         self._watched: dict[tuple[str, str], frozenset[bytes]] = {}
         self._counts: dict[str, tuple[NDArray[np.int64], NDArray[np.int64], dict[str, int]]] = {}
 
@@ -138,7 +136,7 @@ class Doors:
                 passed.add(site)
         if not names:
             return out
-        names, release, keep, local, effective, failed = self._run(call, step, sizes, names, own)
+        names, release, keep, local, effective, failed = self.execution.run(call, step, sizes, names, own)
         out |= failed
         if not names:
             return out
@@ -147,11 +145,13 @@ class Doors:
         if not names:
             return out
         blobs = pack_rows(coded)
-        opened = {site: self._model_opened(call, step, own[site]) for site in names} if _counts_models(call, step) else {}
+        opened = (
+            {site: self._model_opened(call, step, own[site]) for site in names} if _counts_models(call, step) else {}
+        )
         over = self.store.seal(
             call, step, names, digests=digests, blobs=blobs, keep=keep, local=local, own=own, cost=cost, amount=amount,
             at=now.isoformat(timespec="seconds"), budgets={site: self.sites[site].policy.budget for site in names},
-            cohorts={site: self._view(site, call.part) for site in names},
+            cohorts={site: self.execution.view(site, call.part) for site in names},
             opened=opened,
         )  # fmt: skip
         for index, site in enumerate(names):
@@ -243,7 +243,7 @@ class Doors:
 
     def _judge_rows(self, site: str, call: Call) -> str | None:
         access = self.sites[site]
-        view = self._view(site, call.part)
+        view = self.execution.view(site, call.part)
         return gate.judge_rows(
             access.table.on("all"), view, self.study, access.policy, call.protection, self.store.cohorts(site, view)
         )
@@ -254,129 +254,6 @@ class Doors:
         inputs = {**call.inputs, **own.each}
         model = {name: inputs[name] for name, declared in step.takes.items() if declared.model} or inputs
         return f"{call.study}|{call.step}|{call.part}", digest(pack({k: np.asarray(v) for k, v in model.items()}))
-
-    # -- running ---------------------------------------------------------------------------------------------------
-
-    def _run(
-        self, call: Call, step: Step, sizes: Mapping[str, Any], names: list[str], own: Mapping[str, Own]
-    ) -> tuple[list[str], dict[str, Any], Any, list[Any], Any, dict[str, Answer | Failure]]:
-        kept = [self._kept(site, call, step, own[site], sizes) for site in names] if step.keeps else None
-        if self.twins and step.twin is not None and len(names) > 1 and not any(own[site].each for site in names):
-            try:
-                out = self._run_stacked(call, step, sizes, names, kept)
-                release = {name: np.asarray(out.release[name], dtype=np.float64) for name in step.releases}
-                for name, declared in step.releases.items():
-                    if release[name].shape != (len(names), *shape_of(declared.shape, sizes)):
-                        raise ValueError("wrong shape")
-                return names, release, out.keep, [None] * len(names), out.effective_patients, {}
-            except Exception:  # one site's rows must not fail the others: they run one by one
-                log.debug("twin of %s raised; sites run one by one", call.step, exc_info=True)
-        return self._run_each(call, step, sizes, names, own, kept)
-
-    def _run_each(
-        self,
-        call: Call,
-        step: Step,
-        sizes: Mapping[str, Any],
-        names: list[str],
-        own: Mapping[str, Own],
-        kept: list[Mapping[str, Any]] | None,
-    ) -> tuple[list[str], dict[str, Any], Any, list[Any], Any, dict[str, Answer | Failure]]:
-        settings = settings_of(self.study, call.variant)
-        good: list[str] = []
-        outs: list[Out] = []
-        releases: list[dict[str, NDArray[np.float64]]] = []
-        failed: dict[str, Answer | Failure] = {}
-        writes = step.keeps is not None and step.keeps.writes
-        for index, name in enumerate(names):
-            site = Site(
-                self._view(name, call.part),
-                parts=self._declared_parts(name, step),
-                variant=call.variant,
-                study=self.study,
-                settings=settings,
-                sizes=sizes,
-                kept=kept[index] if kept else None,
-                minimum_cell=gate.minimum_cell(self.sites[name].policy, self.study),
-                seed=seed_of(self.study.seed, *call.seed_words, name),
-                call_seed=seed_of(self.study.seed, *call.seed_words),
-                memo=self._memos[name],
-            )
-            try:
-                with np.errstate(all="ignore"):
-                    out = step(site, **call.inputs, **own[name].each)
-                arrays = gate.check_declared(step, out.release, sizes)
-                if writes:
-                    self._check_keep(step, out.keep, sizes, site.table.rows)
-            except ValueError as problem:
-                log.warning("site %s, %s: %s", name, call.step, problem, exc_info=True)
-                failed[name] = Failure("failed", gate.WRONG_SHAPE if "release" in str(problem) else STEP_RAISED)
-                continue
-            except Exception:  # its text may quote a record: it stays in the site's log
-                log.warning("site %s: step %s raised", name, call.step, exc_info=True)
-                failed[name] = Failure("failed", STEP_RAISED)
-                continue
-            good.append(name)
-            outs.append(out)
-            releases.append(arrays)
-        release = {name: np.stack([arrays[name] for arrays in releases]) for name in step.releases} if good else {}
-        keep = [out.keep for out in outs] if writes else None
-        stated = [out.effective_patients for out in outs]
-        effective = None
-        if any(value is not None for value in stated):
-            effective = np.array([np.inf if value is None else float(value) for value in stated])
-        return good, release, keep, [out.local for out in outs], effective, failed
-
-    def _declared_parts(self, site: str, step: Step) -> Callable[[str], View]:
-        def part(name: str) -> View:
-            if name.partition(":")[0] not in step.reads:
-                raise PolicyViolation(f"the step may not read the part {name!r}")
-            return self._view(site, name)
-
-        return part
-
-    def _run_stacked(
-        self, call: Call, step: Step, sizes: Mapping[str, Any], names: list[str], kept: list[Mapping[str, Any]] | None
-    ) -> Out:
-        stack = self._stacks.get(call.part)
-        if stack is None:
-            stack = self._stacks[call.part] = Stack({site: self._view(site, call.part) for site in self.sites})
-        pick = None
-        if stack.names != tuple(names):
-            where = {site: index for index, site in enumerate(stack.names)}
-            pick = np.array([where[site] for site in names])
-        stacked = None
-        if kept is not None and step.keeps is not None:
-            stacked = {name: np.stack([own[name] for own in kept]) for name in step.keeps.shapes}
-        sites = Sites(
-            stack,
-            pick,
-            study=self.study,
-            settings=settings_of(self.study, call.variant),
-            sizes=sizes,
-            kept=stacked,
-            call_seed=seed_of(self.study.seed, *call.seed_words),
-            memo=self._stack_memo,
-        )
-        assert step.twin is not None
-        with np.errstate(all="ignore"):
-            return step.twin(sites, **call.inputs)
-
-    def _kept(self, site: str, call: Call, step: Step, own: Own, sizes: Mapping[str, Any]) -> Mapping[str, Any]:
-        assert step.keeps is not None
-        if own.kept is None:
-            rows = self._view(site, call.part).rows
-            return {
-                name: np.zeros(shape_of(shape, {**sizes, "rows": rows})) for name, shape in step.keeps.shapes.items()
-            }
-        return self.store.kept(site, step.keeps.slot, own.kept)
-
-    @staticmethod
-    def _check_keep(step: Step, keep: Mapping[str, Any] | None, sizes: Mapping[str, Any], rows: int) -> None:
-        assert step.keeps is not None
-        wanted = {name: shape_of(shape, {**sizes, "rows": rows}) for name, shape in step.keeps.shapes.items()}
-        if keep is None or {name: np.shape(value) for name, value in keep.items()} != wanted:
-            raise ValueError("the step keeps something else than it declares")
 
     # -- gate ------------------------------------------------------------------------------------------------------
 
@@ -426,12 +303,9 @@ class Doors:
 
     # -- what is remembered in memory --------------------------------------------------------------------------------
 
-    def _view(self, site: str, part: str) -> View:
-        return self.sites[site].table.on(part)
-
     def _sizes_of(self, part: str) -> tuple[NDArray[np.int64], NDArray[np.int64], dict[str, int]]:
         if part not in self._counts:
-            views = [self._view(site, part) for site in self.sites]
+            views = [self.execution.view(site, part) for site in self.sites]
             self._counts[part] = (
                 np.array([view.rows for view in views]),
                 np.array([view.patients for view in views]),
@@ -442,7 +316,7 @@ class Doors:
     def _watch(self, site: str, part: str) -> frozenset[bytes]:
         if (site, part) not in self._watched:
             single = gate.minimum_cell(self.sites[site].policy, self.study) <= 1
-            self._watched[site, part] = frozenset() if single else gate.watched_rows(self._view(site, part))
+            self._watched[site, part] = frozenset() if single else gate.watched_rows(self.execution.view(site, part))
         return self._watched[site, part]
 
     def _refresh_approvals(self) -> None:

@@ -27,7 +27,9 @@ class SiteStore:
         self.path = path
         self.db = open_store(path, durability)
         self.blobs = BlobFolder(path.with_suffix(".blobs"))
-        named = self.db.execute("select file from ledger where file is not null union select file from keep where file is not null")
+        named = self.db.execute(
+            "select file from ledger where file is not null union select file from keep where file is not null"
+        )
         self.blobs.drop_all_but({file for (file,) in named})
         self._heads = heads_of(self.db)
         self._heads_at = self.version()
