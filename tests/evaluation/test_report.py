@@ -161,11 +161,27 @@ def test_a_model_whose_interval_holds_one_half_is_not_called_better_than_chance(
 
 def test_without_figures_over_all_sites_the_answer_tells_the_range_at_sites_left_out():
     result = prediction_result()
-    result["prediction"]["methods"] = []
-    said = answer_of(render_report(result))
-    assert said.startswith(
-        "At a site that it had not seen, the model&#39;s AUC lay between University of Michigan 0.62"
+    prediction = result["prediction"]
+    prediction["methods"] = []
+    assert "At University of Michigan, which it had not seen, the model&#39;s AUC was 0.62" in answer_of(
+        render_report(result)
     )
+    prediction["left_out"][1] = prediction["left_out"][0] | {
+        "site": "case",
+        "auc": 0.71,
+        "auc_low": 0.6,
+        "auc_high": 0.8,
+    }
+    assert answer_of(render_report(result)) == (
+        "At a site that it had not seen, the model&#39;s AUC lay between 0.62 (95% interval 0.47 to 0.77; University of "
+        "Michigan) and 0.71 (95% interval 0.60 to 0.80; University Hospitals Case Medical Center)."
+    )
+    text = Reader(render_report(result)).text
+    assert (
+        "Judged on 328 patients, 72 of them with the event, each by a model that had not seen the patient's site."
+        in text
+    )
+    assert "University of Michigan: the federated model's risks are too low here, observed / expected 1.90" in text
 
 
 def test_every_site_that_is_not_counted_is_named_with_the_reason():

@@ -19,7 +19,8 @@ class Table:
     def numeric(self) -> tuple[bool, ...]:
         """Which columns hold numbers only, to be set flush right."""
         return tuple(
-            index > 0 and all(looks_numeric(row[index]) for row in self.rows) for index in range(len(self.columns))
+            index > 0 and any(row[index] for row in self.rows) and all(looks_numeric(row[index]) for row in self.rows)
+            for index in range(len(self.columns))
         )
 
 

@@ -149,16 +149,18 @@ def minute(moment: str) -> str:
 
 def _sites(labels: Labels) -> Section:
     _, data = labels.translate, labels.data
+    with_reasons = any(not site.counted for site in data.sites)
     rows = tuple(
         (
             labels.text(site.title),
             _("yes") if site.counted else _("no"),
-            "" if site.counted else _(site.reason or NO_ANSWER),
+            *([] if not with_reasons else [""] if site.counted else [_(site.reason or NO_ANSWER)]),
         )
         for site in data.sites
     )
-    blocks: list[Block] = [Tabled(_("Invited sites"), Table((_("Site"), _("Counted"), _("Reason")), rows))]
-    if data.protection == "plain" and any(not site.counted for site in data.sites):
+    columns = (_("Site"), _("Counted"), *([_("Reason")] if with_reasons else []))
+    blocks: list[Block] = [Tabled(_("Invited sites"), Table(columns, rows))]
+    if data.protection == "plain" and with_reasons:
         blocks.append(
             Text(
                 _(

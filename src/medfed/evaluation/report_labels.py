@@ -126,5 +126,5 @@ def short_meaning(meaning: str) -> str:
 
 def unit_text(unit: str, _: Translate) -> str:
     """A unit, for people: the few that have a name of their own, others as they are."""
-    known = {"1": _("point"), "year": _("year")}
+    known = {"1": _("point"), "year": _("year"), "1/minute": "1/min"}
     return known.get(unit, unit)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from medfed.evaluation.charts import Estimated, dots, forest
 from medfed.evaluation.figure import Figure, Table
-from medfed.evaluation.page import Block, Tabled, Text
+from medfed.evaluation.page import Block, Bullets, Tabled, Text
 from medfed.evaluation.report_data import FEW_BINS, NO_LOCAL_FIT, NOT_REPORTED, Judged, LeftOut, Prediction
 from medfed.evaluation.report_labels import Labels
 from medfed.language import number, power_of_ten
@@ -23,9 +23,37 @@ def unseen_blocks(prediction: Prediction, labels: Labels) -> list[Block]:
     if prediction.left_out:
         blocks += [Text(_("The model is fitted on the other sites and judged at the one that was left out.")),
                    _left_out_figure(prediction.left_out, labels), _left_out_table(prediction.left_out, labels)]  # fmt: skip
+        verdicts = [sentence for row in main_left_out(prediction) if (sentence := calibration_sentence(row, labels))]
+        if verdicts:
+            blocks.append(Bullets(tuple(verdicts)))
     if prediction.recalibration:
         blocks.append(_recalibration(prediction, labels))
     return blocks
+
+
+def main_left_out(prediction: Prediction) -> list[LeftOut]:
+    """Sites left out from the study's own method, or from the first one that there is."""
+    first = next((row.method for row in prediction.left_out if row.method == "main"), None)
+    return [row for row in prediction.left_out if first in (None, row.method)]
+
+
+def calibration_sentence(row: Judged, labels: Labels) -> str:
+    """What observed over expected means for a site that would use the federated model; empty where nothing is wrong."""
+    _ = labels.translate
+    if row.where != "federated" or row.site is None or row.oe is None or row.oe_low is None or row.oe_high is None:
+        return ""
+    words = {"site": labels.site(row.site), "ratio": number(row.oe), "interval": labels.ends(row.oe_low, row.oe_high)}
+    if row.oe_low > 1:
+        return _(
+            "{site}: the federated model's risks are too low here, observed / expected {ratio} (95% interval {interval}); "
+            "recalibrate it before use."
+        ).format(**words)
+    if row.oe_high < 1:
+        return _(
+            "{site}: the federated model's risks are too high here, observed / expected {ratio} (95% interval {interval}); "
+            "recalibrate it before use."
+        ).format(**words)
+    return ""
 
 
 def _left_out_name(row: LeftOut, rows: Sequence[LeftOut], labels: Labels) -> str:

@@ -20,7 +20,13 @@ from medfed.evaluation.report_data import (
 )
 from medfed.evaluation.report_effect import pooled_sentence
 from medfed.evaluation.report_labels import Labels
-from medfed.evaluation.report_model import auc_reason, coefficient_blocks, unseen_blocks
+from medfed.evaluation.report_model import (
+    auc_reason,
+    calibration_sentence,
+    coefficient_blocks,
+    main_left_out,
+    unseen_blocks,
+)
 from medfed.language import number, power_of_ten
 
 _ORDER = ("local", "federated", "pooled")
@@ -54,6 +60,14 @@ def prediction_answer(prediction: Prediction, labels: Labels) -> tuple[str, str]
         if joining
         else _("{sentence}.").format(sentence=ranking)
     )
+    left_out = main_left_out(prediction)
+    if overall is None and left_out:
+        detail = _(
+            "Judged on {patients} patients, {events} of them with the event, each by a model that had not seen the "
+            "patient's site."
+        )
+        counts = (sum(row.n for row in left_out), sum(row.events or 0 for row in left_out))
+        return answer, detail.format(patients=number(counts[0], 0), events=number(counts[1], 0))
     if overall is None:
         return answer, ""
     detail = _(
@@ -64,17 +78,21 @@ def prediction_answer(prediction: Prediction, labels: Labels) -> tuple[str, str]
 
 def _left_out_range(prediction: Prediction, labels: Labels) -> str:
     _ = labels.translate
-    main = [row for row in prediction.left_out if row.method == "main"] or prediction.left_out
-    shown = sorted((row for row in main if row.auc is not None), key=lambda row: row.auc or 0)
+    shown = sorted((row for row in main_left_out(prediction) if row.auc is not None), key=lambda row: row.auc or 0)
     if not shown:
         return ""
-    ends = [
-        f"{labels.site(row.site)} {labels.with_interval(row.auc, row.auc_low, row.auc_high, FEW_BINS)}"
-        for row in (shown[0], shown[-1])
-    ]
-    return _("At a site that it had not seen, the model's AUC lay between {lowest} and {highest}").format(
-        lowest=ends[0], highest=ends[1]
-    )
+    words = {}
+    for end, row in (("low", shown[0]), ("high", shown[-1])):
+        words[end] = number(row.auc)
+        words[f"{end}_interval"] = labels.ends(row.auc_low, row.auc_high)
+        words[f"{end}_site"] = labels.site(row.site)
+    if len(shown) == 1:
+        sentence = _("At {low_site}, which it had not seen, the model's AUC was {low} (95% interval {low_interval})")
+        return sentence.format(**words)
+    return _(
+        "At a site that it had not seen, the model's AUC lay between {low} (95% interval {low_interval}; {low_site}) and "
+        "{high} (95% interval {high_interval}; {high_site})"
+    ).format(**words)
 
 
 def _joining_clause(joining: Sequence[Joining], labels: Labels) -> str:
@@ -130,6 +148,7 @@ def _beside_pooled(prediction: Prediction, labels: Labels) -> str:
         if other is not None:
             pairs = ((row.auc, other.auc), (row.oe, other.oe), (row.brier, other.brier))
             differences += [abs(one - two) for one, two in pairs if one is not None and two is not None]
+    differences += [row.difference_from_pooled for row in prediction.left_out if row.difference_from_pooled is not None]
     if not differences:
         return pooled_sentence(None, labels)
     return _(
@@ -290,25 +309,6 @@ def _calibration(prediction: Prediction, labels: Labels) -> list[Block]:
         groups = [CalibrationGroup(g.n, g.predicted, g.observed, g.low, g.high) for g in each.groups]
         blocks.append(_calibration_figure(labels.site(each.site), groups, each.reason, labels))
     return blocks
-
-
-def calibration_sentence(row: Judged, labels: Labels) -> str:
-    """What observed over expected means for a site that would use the federated model; empty where nothing is wrong."""
-    _ = labels.translate
-    if row.where != "federated" or row.site is None or row.oe is None or row.oe_low is None or row.oe_high is None:
-        return ""
-    words = {"site": labels.site(row.site), "ratio": number(row.oe), "interval": labels.ends(row.oe_low, row.oe_high)}
-    if row.oe_low > 1:
-        return _(
-            "{site}: the federated model's risks are too low here, observed / expected {ratio} (95% interval {interval}); "
-            "recalibrate it before use."
-        ).format(**words)
-    if row.oe_high < 1:
-        return _(
-            "{site}: the federated model's risks are too high here, observed / expected {ratio} (95% interval {interval}); "
-            "recalibrate it before use."
-        ).format(**words)
-    return ""
 
 
 def _calibration_cells(row: Judged, labels: Labels) -> tuple[str, ...]:

@@ -186,6 +186,7 @@ def wrap(content: str, width: float, size: int = SIZE) -> list[str]:
 
 
 _NEVER_FIRST = "，。；：、）》」』！？,.;:)%"
+_NEVER_LAST = "（《「『“("
 
 
 def _pieces(content: str, width: float, size: int) -> list[str]:
@@ -193,7 +194,9 @@ def _pieces(content: str, width: float, size: int) -> list[str]:
     for letter in content:
         wide = _is_wide(letter)
         after_wide = bool(pieces) and _is_wide(pieces[-1][-1])
-        starts = not pieces or pieces[-1].endswith(" ") or ((wide or after_wide) and letter not in _NEVER_FIRST)
+        last = pieces[-1][-1] if pieces else ""
+        may_break = (wide or after_wide) and letter not in _NEVER_FIRST and last not in _NEVER_LAST
+        starts = not pieces or pieces[-1].endswith(" ") or may_break
         if starts or text_width(pieces[-1] + letter, size) > width:
             pieces.append(letter)
         else:
