@@ -1,7 +1,9 @@
 """YAML declarations read with their line numbers, and checked against a pydantic model: errors that say what, where, what to do."""
 
 import difflib
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -15,18 +17,34 @@ Lines = Mapping[tuple[str, ...], int]
 _MOST_PROBLEMS = 10
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 booleans only: `yes` and `no` are text, as in most code lists."""
+# YAML 1.2: `yes` and `no` are text, as in most code lists; so is 007, a code that a number would lose.
+_WHOLE = re.compile(r"0|-?[1-9][0-9]*")
+_NUMBER = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_WORDS: Mapping[str, Any] = {"true": True, "false": False, "null": None, "~": None, "": None}
 
 
-_Loader.yaml_implicit_resolvers = {
-    first: [
-        (tag, pattern)
-        for tag, pattern in resolvers
-        if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp")
-    ]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
+class _Loader(yaml.BaseLoader):
+    """Nodes with their lines; values are read by ``_scalar``."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        # One value in two places can grow without end, or contain itself; a declaration has no need of it.
+        if isinstance(event, yaml.AliasEvent) or event.anchor is not None or getattr(event, "tag", None) is not None:
+            raise yaml.composer.ComposerError(
+                None, None, "`&`, `*` and `!` have a meaning that is not used here; write the value out, or quote it",
+                event.start_mark,
+            )  # fmt: skip
+        return super().compose_node(parent, index)
+
+
+def _scalar(node: yaml.ScalarNode) -> Any:
+    if node.style is not None:
+        return node.value
+    if node.value in _WORDS:
+        return _WORDS[node.value]
+    if _WHOLE.fullmatch(node.value) and len(node.value) < 100:
+        return int(node.value)
+    return float(node.value) if _NUMBER.fullmatch(node.value) else node.value
 
 
 def _plain(
@@ -36,8 +54,10 @@ def _plain(
     if isinstance(node, yaml.MappingNode):
         out: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            key = str(key_node.value)
             line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise error(f"{source}, line {line}: a key is a word, not a list; correct the line")
+            key = str(key_node.value)
             if key in out:
                 raise error(f"{source}, line {line}: the key {key!r} stands twice; remove one of them")
             out[key] = _plain(value_node, (*path, key), lines, source, error)
@@ -45,11 +65,8 @@ def _plain(
         return out
     if isinstance(node, yaml.SequenceNode):
         return [_plain(item, (*path, str(index)), lines, source, error) for index, item in enumerate(node.value)]
-    value = _Loader("").construct_object(node)
-    plain = isinstance(node, yaml.ScalarNode) and node.style is None
-    if plain and node.value in ("true", "false"):
-        return node.value == "true"
-    return value
+    assert isinstance(node, yaml.ScalarNode)
+    return _scalar(node)
 
 
 def read_yaml(text: str, source: str, error: type[MedfedError]) -> tuple[dict[str, Any], Lines]:
@@ -59,8 +76,10 @@ def read_yaml(text: str, source: str, error: type[MedfedError]) -> tuple[dict[st
     except yaml.YAMLError as problem:
         mark = getattr(problem, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""
-        what = getattr(problem, "problem", None) or "it is not readable"
+        what = getattr(problem, "problem", None) or "it holds a character that no text has"
         raise error(f"{source}{place}: this is not valid YAML ({what}); correct the line") from None
+    except RecursionError:
+        raise error(f"{source}: this is nested too deeply for a declaration; correct the brackets") from None
     if not isinstance(node, yaml.MappingNode):
         raise error(f"{source}: a file of `key: value` lines is expected here; start from the one that medfed writes")
     lines: dict[tuple[str, ...], int] = {}
@@ -75,6 +94,8 @@ def read_text(path: Path, error: type[MedfedError], missing: str) -> str:
         raise error(f"{path} does not exist; {missing}") from None
     except UnicodeDecodeError:
         raise error(f"{path} is not UTF-8 text; save it as UTF-8") from None
+    except OSError as problem:
+        raise error(f"{path} can't be read ({problem.strerror}); give the path of a file that you may read") from None
 
 
 def validate(model: type[Model], raw: Mapping[str, Any], lines: Lines, source: str, error: type[MedfedError]) -> Model:
@@ -82,45 +103,77 @@ def validate(model: type[Model], raw: Mapping[str, Any], lines: Lines, source: s
     try:
         return model.model_validate(raw)
     except ValidationError as problem:
-        raise error("\n".join(_sentences(problem, lines, source, model))) from None
+        raise error("\n".join(islice(_sentences(problem, lines, source, model), _MOST_PROBLEMS))) from None
 
 
 def _sentences(problem: ValidationError, lines: Lines, source: str, model: type[BaseModel]) -> Iterator[str]:
-    seen = set()
-    for error in problem.errors()[:_MOST_PROBLEMS]:
+    told: set[tuple[str, ...]] = set()
+    for error in problem.errors():
         path = [str(word) for word in error["loc"]]
-        message = error["msg"].removeprefix("Value error, ")
-        if error["type"] == "value_error":
-            head, _, rest = message.partition(": ")
-            below = [*path, *head.split(".")]
-            if rest and (tuple(below) in lines or " " not in head):
-                path, message = below, rest
-        elif error["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(path[-1], _keys_at(model, path[:-1]), 1)
-            message = f"there is no key {path[-1]!r} here" + (
-                f"; did you mean {close[0]!r}?" if close else "; remove it"
-            )
-        elif error["type"] == "missing":
-            message = f"the key {path[-1]!r} is missing; add it"
-        elif error["type"] == "literal_error":
-            message = f"{error['input']!r} is not possible here; choose {error['ctx']['expected']}"
-            close = difflib.get_close_matches(
-                str(error["input"]), error["ctx"]["expected"].replace("'", "").split(" or "), 1
-            )
-            message += f" (did you mean {close[0]!r}?)" if close else ""
-        elif error["type"] == "string_pattern_mismatch":
-            message = f"{error['input']!r} does not have the form {error['ctx']['pattern']}"
-        else:
-            message = f"{message[:1].lower()}{message[1:]} (found: {str(error['input'])[:60]!r})"
-        # pydantic adds the union branch to the path ("title.str"); a reader knows the YAML's own keys only.
-        while path and lines and tuple(path) not in lines and len(path) > 1:
-            path.pop()
-        line = lines.get(tuple(path))
-        place = f"{source}, line {line}" if line else source
-        sentence = f"{place}, {'.'.join(path) or model.__name__.lower()}: {message}"
-        if sentence not in seen:
-            seen.add(sentence)
-            yield sentence
+        if error["type"] == "string_type" and isinstance(error["input"], dict) and path[-1].endswith("str"):
+            continue  # a text or a group of keys was possible, and these are keys: only what is wrong with them is told
+        for message in error["msg"].removeprefix("Value error, ").split("\n"):
+            below, sentence = path, message
+            if error["type"] == "value_error":
+                head, _, rest = message.partition(": ")
+                key = [*path, *head.split(".")]
+                if rest and (tuple(key) in lines or " " not in head):
+                    below, sentence = key, rest
+            else:
+                sentence = _suggestion(error, path, model)
+            place = _keys_of(below, lines)
+            if tuple(place) in told and error["type"] not in ("value_error", "missing"):
+                continue
+            told.add(tuple(place))
+            line = lines.get(tuple(place))
+            where = f"{source}, line {line}" if line else source
+            yield f"{where}, {'.'.join(place) or model.__name__.lower()}: {sentence}"
+
+
+def _keys_of(path: Sequence[str], lines: Lines) -> list[str]:
+    """The keys of the file in a path: pydantic also names the kind of value that it tried ("title.str")."""
+    if not lines:
+        return list(path)
+    keys: list[str] = []
+    for word in path:
+        if (*keys, word) in lines:
+            keys.append(word)
+    return keys
+
+
+_EXPECTED = {
+    "string_type": "text is expected here; put it in quotes",
+    "tuple_type": "a list is expected here; put it in square brackets",
+    "list_type": "a list is expected here; put it in square brackets",
+    "dict_type": "`key: value` lines are expected here",
+    "model_type": "`key: value` lines are expected here",
+    "float_type": "a number is expected here",
+    "float_parsing": "a number is expected here",
+    "finite_number": "a number is expected here, and infinity is none",
+    "int_type": "a whole number is expected here",
+    "int_parsing": "a whole number is expected here",
+    "int_from_float": "a whole number is expected here",
+    "bool_type": "true, false, a number or text is expected here",
+}
+
+
+def _suggestion(error: Any, path: list[str], model: type[BaseModel]) -> str:
+    """What is wrong with one value, and what to write instead."""
+    kind, found, message = error["type"], error["input"], error["msg"]
+    if kind == "extra_forbidden":
+        close = difflib.get_close_matches(path[-1], _keys_at(model, path[:-1]), 1)
+        return f"there is no key {path[-1]!r} here" + (f"; did you mean {close[0]!r}?" if close else "; remove it")
+    if kind == "missing":
+        return f"the key {path[-1]!r} is missing; add it"
+    if kind == "literal_error":
+        expected = error["ctx"]["expected"]
+        close = difflib.get_close_matches(str(found), expected.replace("'", "").split(" or "), 1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        return f"{found!r} is not possible here; choose {expected}{hint}"
+    if kind == "string_pattern_mismatch":
+        return f"{found!r} does not have the form {error['ctx']['pattern']}"
+    expected = _EXPECTED.get(kind, f"{message[:1].lower()}{message[1:]}")
+    return expected if found is None or isinstance(found, dict) else f"{expected} (found: {str(found)[:60]!r})"
 
 
 def _keys_at(root: type[BaseModel], path: list[str]) -> list[str]:

@@ -4,22 +4,49 @@ Pydantic models, since a study enters from a file; unknown keys are refused ever
 """
 
 import hashlib
+import re
 from functools import cached_property
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from medfed.canonical import canonical_json
 from medfed.study.design import Column, Design
 from medfed.study.variables import Code, Text, Variable, text_in
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$", max_length=60)]
+
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[a-z][a-z0-9-]{0,59}", text):
+        raise ValueError(f"{text!r} is no name here; it has a-z, 0-9 and hyphens, and begins with a letter")
+    return text
+
+
+def _variable_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,59}", text):
+        raise ValueError(
+            f"{text!r} is no variable's name; it has letters, digits and underscores (its meaning is free)"
+        )
+    if text in ("intercept", "features", "fold"):
+        raise ValueError(f"{text!r} is the name of something that is worked out; choose another")
+    return text
+
+
+def _installed_class(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+:[A-Za-z_][\w.]*\.[A-Za-z_]\w*", text):
+        raise ValueError(
+            f"{text!r} names no class of an installed package; write it as in medfed:medfed.methods.newton.Newton"
+        )
+    return text
+
+
+Name = Annotated[str, AfterValidator(_name)]
+VariableName = Annotated[str, AfterValidator(_variable_name)]
 
 
 class Declared(BaseModel):
     """A part of a study: frozen, no unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Rule(Declared):
@@ -35,6 +62,8 @@ class Rule(Declared):
         bounds = self.at_least is not None or self.at_most is not None
         if bounds == (self.is_one_of is not None):
             raise ValueError("a cohort rule has `at_least` and/or `at_most`, or `is_one_of`")
+        if self.at_least is not None and self.at_most is not None and self.at_least > self.at_most:
+            raise ValueError(f"at_least: nothing is at least {self.at_least:g} and at most {self.at_most:g}; swap them")
         return self
 
 
@@ -54,7 +83,7 @@ class Task(Declared):
 class MethodUse(Declared):
     """A method of an installed package, ``distribution:dotted.path.Class``, with its settings."""
 
-    use: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+:[A-Za-z_][\w.]*\.[A-Za-z_]\w*$")]
+    use: Annotated[str, AfterValidator(_installed_class)]
     settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
 
 
@@ -124,7 +153,7 @@ class Study(Declared):
     question: Text
     unit: str = Field(default="patient", min_length=1)
     protects: Literal["patient", "none"] = "patient"
-    variables: dict[str, Variable] = Field(min_length=1)
+    variables: dict[VariableName, Variable] = Field(min_length=1)
     cohort: Cohort = Cohort()
     task: Task
     method: MethodUse
@@ -139,14 +168,21 @@ class Study(Declared):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         # A contradiction is told at the key that a reader would change: "key: sentence".
-        for problem in _contradictions(self):
-            raise ValueError(problem)
+        if problems := _contradictions(self):
+            raise ValueError("\n".join(problems))
         return self
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 of the parsed study: comments and the order of keys don't change it."""
-        return hashlib.sha256(canonical_json(self.model_dump(mode="json")).encode()).hexdigest()
+        """SHA-256 of the parsed study: comments and the order of keys don't change it.
+
+        The order of variables and of a variable's codes does: it is that of the features and of their levels.
+        """
+        return self._digest(self.model_dump(mode="json"))
+
+    def _digest(self, content: dict[str, Any]) -> str:
+        order = {name: list(variable.codes or ()) for name, variable in self.variables.items()}
+        return hashlib.sha256(canonical_json([content, list(order.items())]).encode()).hexdigest()
 
     @cached_property
     def table_hash(self) -> str:
@@ -154,7 +190,7 @@ class Study(Declared):
         kept = self.model_dump(
             mode="json", include={"variables", "cohort", "unit", "protects", "parts", "seed", "task"}
         )
-        return hashlib.sha256(canonical_json(kept).encode()).hexdigest()
+        return self._digest(kept)
 
     def _with_role(self, role: str) -> str | None:
         return next((name for name, variable in self.variables.items() if variable.role == role), None)
@@ -235,6 +271,12 @@ def _columns_of(name: str, variable: Variable, coding: str) -> list[Column]:
 def _contradictions(study: Study) -> list[str]:
     """Everything that the parts of a study say against each other, as "key: sentence"."""
     found = []
+    for name, variable in study.variables.items():
+        if name in ("outcome", "arm") and variable.role != name:
+            found.append(f"variables.{name}: only the study's {name} can have this name; choose another")
+        alike = [other for other in study.variables if other != name and other.lower() == name.lower()]
+        if alike and name > alike[0]:
+            found.append(f"variables.{name}: it differs from {alike[0]} in upper and lower case only; choose another")
     for role in ("outcome", "arm", "part"):
         named = [name for name, variable in study.variables.items() if variable.role == role]
         if len(named) > 1:
@@ -247,8 +289,6 @@ def _contradictions(study: Study) -> list[str]:
     outcome = study.variables[study.outcome]
     if outcome.type == "code" and len(outcome.codes or ()) != 2:
         found.append(f"variables.{study.outcome}.codes: an outcome of type code has two codes, the event and the other")
-    if outcome.missing != "drop":
-        found.append(f"variables.{study.outcome}.missing: an outcome can't be made up; its missing rule is `drop`")
     if study.task.kind == "treatment_effect":
         if study.arm is None:
             found.append("task.kind: a treatment_effect needs a variable with `role: arm`")
@@ -260,15 +300,25 @@ def _contradictions(study: Study) -> list[str]:
         found.append("variables: a risk_prediction needs at least one variable with `role: covariate`")
     for index, rule in enumerate(study.cohort.include):
         where = f"cohort.include.{index}"
-        variable = study.variables.get(rule.variable)
-        if variable is None:
+        asked = study.variables.get(rule.variable)
+        if asked is None:
             found.append(f"{where}.variable: there is no variable {rule.variable!r}")
         elif rule.is_one_of is not None:
-            unknown = [code for code in rule.is_one_of if code not in (variable.codes or {})]
+            unknown = [code for code in rule.is_one_of if code not in (asked.codes or {})]
             if unknown:
                 found.append(f"{where}.is_one_of: {unknown[0]!r} is not a code of {rule.variable!r}")
-        elif variable.type != "number":
-            found.append(f"{where}: at_least and at_most need a number; {rule.variable!r} is of type {variable.type}")
+        elif asked.type != "number":
+            found.append(f"{where}: at_least and at_most need a number; {rule.variable!r} is of type {asked.type}")
+        elif asked.range:
+            low, high = asked.range
+            for bound, value, nobody in (
+                ("at_least", rule.at_least, rule.at_least is not None and rule.at_least > high),
+                ("at_most", rule.at_most, rule.at_most is not None and rule.at_most < low),
+            ):
+                if nobody:
+                    found.append(
+                        f"{where}.{bound}: {value:g} leaves nobody, the range of {rule.variable} is {low:g} to {high:g}"
+                    )
     if study.parts.kind == "variable":
         part = study.variables.get(study.parts.variable or "")
         if part is None or part.role != "part":

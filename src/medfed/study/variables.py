@@ -54,7 +54,7 @@ def unit_problem(unit: str) -> str | None:
 class Variable(BaseModel):
     """One variable, as every site must deliver it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     meaning: Text
     type: Literal["number", "code", "date", "text"]
@@ -99,6 +99,8 @@ class Variable(BaseModel):
             raise ValueError("missing: `mean` is for numbers; use `unknown` or `drop`")
         if self.missing == "unknown" and self.type != "code":
             raise ValueError("missing: `unknown` is for codes; use `mean` or `drop`")
+        if self.role in ("outcome", "arm", "part") and self.missing != "drop":
+            raise ValueError(f"missing: an {self.role} can't be made up; its missing rule is `drop`")
         if self.role in ("covariate", "outcome") and self.type not in ("number", "code"):
             raise ValueError(f"type: a {self.role} is a number or a code, not a {self.type}")
         return self
