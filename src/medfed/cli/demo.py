@@ -11,8 +11,6 @@ from medfed.cli.console import AsJson, Language, err, out, print_json
 from medfed.cli.run import LiveView
 from medfed.language import number, percent, translator
 
-_METHODS = {"main": "exact", "fedavg": "FedAvg"}
-
 
 def demo(
     folder: Annotated[
@@ -58,8 +56,9 @@ def _show(found: Walkthrough, lang: str) -> None:
     table = Table(title=_("Does indomethacin prevent pancreatitis after ERCP?"), title_justify="left", show_edge=False)
     for heading in (_("Arm"), _("Patients"), _("Pancreatitis"), _("Risk")):
         table.add_column(heading, justify="left" if heading == _("Arm") else "right")
+    codes = found.effect.report["study"]["variables"]["arm"]["codes"]
     for arm, (events, patients) in figures["patients"].items():
-        table.add_row(_(arm), str(patients), str(events), percent(figures["risk"][arm]))
+        table.add_row(codes[arm][lang], str(patients), str(events), percent(figures["risk"][arm]))
     out.print(table)
     low, high = figures["risk_ratio_interval"]
     out.print(_("Risk ratio {value} (95 % interval {low} to {high})").format(
@@ -92,6 +91,7 @@ def _show(found: Walkthrough, lang: str) -> None:
 
 def _show_prediction(found: Walkthrough, lang: str) -> None:
     _ = translator(lang)
+    names = {site["name"]: site["title"][lang] for site in found.risk.report["sites"]}
     out.print()
     table = Table(title=_("Who is at risk? AUC, cross-validated"), title_justify="left", show_edge=False)
     for heading in (_("Method"), _("Where"), _("Local"), _("Federated"), _("Pooled")):
@@ -106,9 +106,9 @@ def _show_prediction(found: Walkthrough, lang: str) -> None:
             cells.setdefault(result["site"], {})[result["where"]] = text
         for site in (None, *[site for site in cells if site]):
             row = cells[site]
-            where = site or _("all, within hospitals")
+            where = names[site] if site else _("all, within hospitals")
             table.add_row(
-                _(_METHODS.get(method["name"], method["name"])),
+                _("exact") if method["name"] == "main" else method["use"],
                 where,
                 row.get("local", ""),
                 row["federated"],
@@ -120,6 +120,12 @@ def _show_prediction(found: Walkthrough, lang: str) -> None:
         out.print(_("Joining shows no clear gain for any hospital: age and the risk score rank patients little better than chance."),
                   soft_wrap=True)  # fmt: skip
     else:
+        verdicts_shown = {
+            "gain": _("gain"),
+            "loss": _("loss"),
+            "no clear gain": _("no clear gain"),
+            "not shown": _("not shown"),
+        }
         for method in found.risk.report["prediction"]["methods"]:
             for row in method["joining"]:
-                out.print(f"  {method['name']}, {row['site']}: {_(row['verdict'])}")
+                out.print(f"  {method['name']}, {row['site']}: {verdicts_shown[row['verdict']]}")

@@ -123,6 +123,10 @@ def _report(
         "kind": study.task.kind,
         **_leaving(study, engine, run, heads),
     }
+    curve = list(result["fitted"].get("curve") or ())
+    if len(curve) > 1:
+        rounds = list(range(1, len(curve) + 1))
+        report["training"] = [{"name": "main", "measure": "log-loss", "rounds": rounds, "values": curve}]
     if study.task.kind == "treatment_effect":
         report["effect"] = effect_figures(study, result["fitted"])
     elif result["evaluation"]:

@@ -59,8 +59,22 @@ def effect_figures(study: Study, fitted: Mapping[str, Any]) -> Figures:
         "risk_difference": estimate(risk_difference(*counts)),
         "crude_odds_ratio": estimate(odds_ratio(*counts)),
         "adjusted": adjusted,
+        "by_site": _effects_by_site(fitted),
         "rounds": int(fitted["rounds"]),
     }
+
+
+def _effects_by_site(fitted: Mapping[str, Any]) -> list[Figures]:
+    """Risk ratio of each site, only where every counted site may be seen: else a hidden one could be subtracted."""
+    by_site = dict(fitted.get("by_site") or {})
+    if set(by_site) != set(fitted["sites"]):
+        return []
+    rows = []
+    for site, cells in by_site.items():
+        base, treated = np.asarray(cells)[0], np.asarray(cells)[1]
+        counts = (treated[1], treated.sum(), base[1], base.sum())
+        rows.append({"site": site, "counts": [int(count) for count in counts], **estimate(risk_ratio(*counts))})
+    return rows
 
 
 def _auc(value: float | None, variance: float | None, groups: float | None = None) -> Figures:

@@ -56,23 +56,26 @@ def render(quality: Mapping[str, Any], study: Study, site_title: str, lang: str 
 
 
 # The reasons and warnings of the table builder, which names variables in them.
-_MISSING = re.compile(r"(?P<variable>\w+) is missing")
-_OUTSIDE = re.compile(r"outside the cohort: (?P<variable>\w+)")
-_ONE_CLASS = re.compile(r"every patient has the same outcome \((?P<variable>\w+)\)")
-_CONSTANT = re.compile(r"(?P<variable>\w+) has the same value for every patient")
+_NOBODY = re.compile(r"(?P<variable>.+) is missing for every patient; check its mapping")
+_MISSING = re.compile(r"(?P<variable>.+) is missing")
+_OUTSIDE = re.compile(r"outside the cohort: (?P<variable>.+)")
+_ONE_CLASS = re.compile(r"every patient has the same outcome \((?P<variable>.+)\); .*")
+_CONSTANT = re.compile(r"(?P<variable>.+) has the same value for every patient; check its mapping")
 
 
 def reason_text(reason: str, _: Translate) -> str:
     """A reason why rows were dropped, or a warning, in the page's language."""
-    if found := _MISSING.match(reason):
+    if found := _NOBODY.fullmatch(reason):
+        return _("{variable} is missing for every patient; check its mapping").format(**found.groupdict())
+    if found := _MISSING.fullmatch(reason):
         return _("{variable} is missing").format(**found.groupdict())
-    if found := _OUTSIDE.match(reason):
+    if found := _OUTSIDE.fullmatch(reason):
         return _("outside the cohort: {variable}").format(**found.groupdict())
-    if found := _ONE_CLASS.match(reason):
+    if found := _ONE_CLASS.fullmatch(reason):
         return _("every patient has the same outcome ({variable}); the site can't take part in most methods").format(
             **found.groupdict()
         )
-    if found := _CONSTANT.match(reason):
+    if found := _CONSTANT.fullmatch(reason):
         return _("{variable} has the same value for every patient; check its mapping").format(**found.groupdict())
     fixed = {
         "no patient identifier": _("no patient identifier"),

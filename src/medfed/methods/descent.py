@@ -17,6 +17,13 @@ def mean_response(eta: FloatArray, family: str) -> FloatArray:
     return sigmoid(eta) if family == "logistic" else np.asarray(eta)
 
 
+def losses(eta: FloatArray, outcome: FloatArray, family: str) -> FloatArray:
+    """Loss of each row at a linear predictor: log-loss in nats, or half the squared residual."""
+    if family == "logistic":
+        return np.asarray(np.logaddexp(0, eta) - outcome * eta)
+    return np.asarray(0.5 * (outcome - eta) ** 2)
+
+
 def penalty_weights(p: int, l2: float) -> FloatArray:
     """l2 for every coefficient but the intercept, (p,)."""
     return np.asarray(l2 * (np.arange(p) > 0), dtype=np.float64)

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from medfed.federation.federation import Federation
 from medfed.federation.site import Site, Sites
 from medfed.federation.step import Input, Out, Step, Sum, step
-from medfed.methods.descent import descend, descend_stacked
-from medfed.methods.standardise import CENTRE, SCALE, moments, standardise
+from medfed.methods.descent import descend, descend_stacked, losses
+from medfed.methods.standardise import CENTRE, SCALE, moments, standardise, standardised, standardised_stack
 from medfed.study import Study
 
 FloatArray = NDArray[np.float64]
@@ -23,32 +23,40 @@ MODEL = Input("p", limit=20.0)
 
 @step(
     takes={"model": MODEL, "centre": CENTRE, "scale": SCALE},
-    releases={"weighted_change": Sum("p", limit_per_row=20), "rows": Sum(limit_per_row=1)},
+    releases={
+        "weighted_change": Sum("p", limit_per_row=20),
+        "loss": Sum(limit_per_row=1e4),
+        "rows": Sum(limit_per_row=1),
+    },
 )
 def local_training(site: Site, *, model: FloatArray, centre: FloatArray, scale: FloatArray) -> Out:
-    """Change of the model (p,) by local training, times rows; and rows."""
+    """Change of the model (p,) by local training, times rows; the model's loss before it, summed; and rows."""
     trained, _ = descend(site, model, centre, scale)
+    x, y = standardised(site, centre, scale)
     rows = float(site.table.rows)
-    return Out({"weighted_change": rows * (trained - model), "rows": rows})
+    loss = losses(x @ model, y, site.settings["family"]).sum()
+    return Out({"weighted_change": rows * (trained - model), "loss": loss, "rows": rows})
 
 
 @local_training.batched
 def _(sites: Sites, *, model: FloatArray, centre: FloatArray, scale: FloatArray) -> Out:
     trained, _ = descend_stacked(sites, model, centre, scale)
+    x, y = standardised_stack(sites, centre, scale)
     rows = sites.rows.astype(np.float64)
-    return Out({"weighted_change": rows[:, None] * (trained - model), "rows": rows})
+    loss = (losses(x @ model, y, sites.settings["family"]) * sites.mask).sum(1)
+    return Out({"weighted_change": rows[:, None] * (trained - model), "loss": loss, "rows": rows})
 
 
 @dataclass(frozen=True)
 class FedAvgState:
-    """model, centre, scale: (p,). change: size (Euclidean) of each round's step, for the report's curve."""
+    """model, centre, scale: (p,). curve: mean loss on the training rows at the start of each round."""
 
     model: FloatArray
     centre: FloatArray
     scale: FloatArray
     rounds: int
     patients: float
-    change: list[float]
+    curve: list[float]
     sites: list[str]
 
 
@@ -90,7 +98,7 @@ class FedAvg:
             scale=scale,
             rounds=state.rounds + 1,
             patients=float(total["rows"]),
-            change=[*state.change, float(np.linalg.norm(step_))],
+            curve=[*state.curve, float(total["loss"] / total["rows"])],
             sites=list(total.sites),
         )
 
@@ -104,7 +112,7 @@ class FedAvg:
             "scale": state.scale,
             "patients": state.patients,
             "rounds": state.rounds,
-            "change": list(state.change),
+            "curve": list(state.curve),
             "sites": list(state.sites),
         }
 

@@ -116,6 +116,7 @@ class NewtonState:
     """beta (p,) standardised; information (p, p) without penalty, at the beta before; change: largest last update.
 
     sites: who was counted in the last round; a fit ends only on a round with the same sites as the one before.
+    curve: mean log-loss (nats a patient) at the start of each round; half the mean squared residual in linear models.
     """
 
     beta: FloatArray
@@ -128,6 +129,7 @@ class NewtonState:
     rounds: int
     sites: list[str]
     settled: bool
+    curve: list[float]
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ class Newton:
     def start(self, study: Study) -> NewtonState:
         p = len(study.design.columns)
         zeros = np.zeros(p)
-        return NewtonState(zeros, np.zeros((p, p)), 0.0, 0.0, zeros, np.ones(p), 1e300, 0, [], False)
+        return NewtonState(zeros, np.zeros((p, p)), 0.0, 0.0, zeros, np.ones(p), 1e300, 0, [], False, [])
 
     def advance(self, federation: Federation, state: NewtonState) -> NewtonState:
         centre, scale = (state.centre, state.scale) if state.rounds else standardise(federation)
@@ -188,6 +190,7 @@ class Newton:
             change=change,
             rounds=state.rounds + 1,
             sites=sites,
+            curve=[*state.curve, -float(total["log_likelihood"] / total["rows"])],
             settled=change < self.tolerance and (sites == list(state.sites) or self.family == "gaussian"),
         )
 
@@ -214,6 +217,7 @@ class Newton:
             "log_likelihood": state.log_likelihood,
             "patients": state.patients,
             "rounds": state.rounds,
+            "curve": list(state.curve),
             "sites": list(state.sites),
         }
 

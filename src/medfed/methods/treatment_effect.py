@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medfed.errors import FederationError
+from medfed.federation.call import Failure
 from medfed.federation.federation import Federation
 from medfed.federation.site import Site
-from medfed.federation.step import Count, Out, Step, step
+from medfed.federation.step import Count, Out, Reply, Step, step
 from medfed.methods.newton import Newton, in_study_units
 from medfed.study import Study
 
@@ -30,11 +31,18 @@ def arm_by_outcome(site: Site) -> Out:
     return Out({"patients": cells})
 
 
+@step(reads=("train", "all"), releases={"site_patients": Reply("arms,outcomes", limit=1e9)})
+def arm_by_outcome_here(site: Site) -> Out:
+    """The same counts as this site's own figure, seen beside the total where the site's policy lists it."""
+    return Out({"site_patients": arm_by_outcome(site).release["patients"]})
+
+
 @dataclass(frozen=True)
 class EffectState:
-    """patients (arms, 2); adjusted: the result of the Newton child."""
+    """patients (arms, 2); by_site: the same where policies list it; adjusted: the result of the Newton child."""
 
     patients: FloatArray
+    by_site: dict[str, Any]
     adjusted: dict[str, Any]
     sites: list[str]
     held_back: dict[str, Any]
@@ -47,24 +55,26 @@ class TreatmentEffect:
 
     tolerance: float = 1e-10
 
-    steps: ClassVar[tuple[Step, ...]] = (arm_by_outcome, *Newton().steps)
+    steps: ClassVar[tuple[Step, ...]] = (arm_by_outcome, arm_by_outcome_here, *Newton().steps)
 
     def start(self, study: Study) -> EffectState:
         arms = len(study.variables[study.arm or ""].codes or ())
-        return EffectState(np.zeros((arms, 2)), {}, [], {}, 0)
+        return EffectState(np.zeros((arms, 2)), {}, {}, [], {}, 0)
 
     def advance(self, federation: Federation, state: EffectState) -> EffectState:
         if state.rounds == 0:
             total = federation.sum(arm_by_outcome)
             held = {site: {"kind": f.kind, "reason": f.reason} for site, f in total.failures.items()}
-            return EffectState(total["patients"], {}, list(total.sites), held, 1)
+            replies = federation.roster(total.sites).gather(arm_by_outcome_here)
+            by_site = {s: r["site_patients"] for s, r in replies.items() if not isinstance(r, Failure)}
+            return EffectState(total["patients"], by_site, {}, list(total.sites), held, 1)
         adjusted = dict(federation.roster(state.sites).child("adjusted", Newton(tolerance=self.tolerance)))
         if list(adjusted["sites"]) != state.sites:
             raise FederationError(
                 f"the counts came from {', '.join(state.sites)}, the adjusted fit from {', '.join(adjusted['sites'])}; "
                 "start a new run when all of them answer"
             )
-        return EffectState(state.patients, adjusted, state.sites, state.held_back, 2)
+        return EffectState(state.patients, state.by_site, adjusted, state.sites, state.held_back, 2)
 
     def done(self, state: EffectState) -> bool:
         return state.rounds >= 2
@@ -73,6 +83,7 @@ class TreatmentEffect:
         coefficients, covariance = in_study_units(state.adjusted)
         return {
             "patients": state.patients,
+            "by_site": dict(state.by_site),
             "coefficients": coefficients,
             "covariance": covariance,
             "adjusted": state.adjusted,

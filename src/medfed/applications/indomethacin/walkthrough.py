@@ -40,7 +40,7 @@ from medfed.study import Study, load_study
 HOSPITALS = ("michigan", "indiana", "kentucky", "case")
 RECEIVER = "kentucky"
 MARK = ".medfed-demo"
-SITE_FIGURES = ("site_area", "site_sums", "site_curve", "local_area", "local_sums", "difference")
+SITE_FIGURES = ("site_patients", "site_area", "site_sums", "site_curve", "local_area", "local_sums", "difference")
 
 
 @dataclass(frozen=True)
