@@ -13,7 +13,7 @@ import yaml
 from clinic import STUDY, contents, make_clinic, rows, study_with, variables_with
 
 from medfed.cli.main import run_command
-from medfed.data.build import open_table
+from medfed.data.build import check, open_table
 from medfed.data.site_folder import load_site
 
 
@@ -107,6 +107,18 @@ def test_what_stands_in_brackets_is_shown_as_it_is(tmp_path: Path, study_file: P
 def test_chinese_is_spoken(tmp_path: Path, study_file: Path) -> None:
     site = make_clinic(tmp_path / "clinic", with_a_dropped_row())
     assert "Rows read" not in medfed("check", site.folder, study_file, "--lang", "zh").stdout
+
+
+@pytest.mark.parametrize("change", [{"EVENT": "0"}, {"AGE": "50"}, {"WEIGHT": ""}])
+def test_warnings_are_shown_whole_and_in_the_readers_language(
+    tmp_path: Path, study_file: Path, change: dict[str, str]
+) -> None:
+    site = make_clinic(tmp_path / "clinic", [patient | change for patient in rows()])
+    (warning,) = check(site, study_with()).warnings
+    assert f"! {warning}\n" in medfed("check", site.folder, study_file).stdout
+    chinese = medfed("check", site.folder, study_file, "--lang", "zh").stdout
+    assert "! " in chinese
+    assert "every patient" not in chinese
 
 
 def test_init_makes_a_site_that_only_its_owner_can_read_and_never_a_second_one(
