@@ -117,7 +117,7 @@ def _sentences(problem: ValidationError, lines: Lines, source: str, model: type[
             if error["type"] == "value_error":
                 head, _, rest = message.partition(": ")
                 key = [*path, *head.split(".")]
-                if rest and (tuple(key) in lines or " " not in head):
+                if rest and (tuple(key) in lines or re.fullmatch(r"[\w.]+", head)):
                     below, sentence = key, rest
             else:
                 sentence = _suggestion(error, path, model)

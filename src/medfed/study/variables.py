@@ -18,6 +18,26 @@ class Translated(BaseModel):
 
 Text = Annotated[str, StringConstraints(min_length=1)] | Translated
 Code = str
+# Units of medicine that pint makes from a prefix, for suggestions: without them "mmoll" would be near to "mol".
+_WITH_PREFIX = (
+    "mmol",
+    "umol",
+    "nmol",
+    "pmol",
+    "kg",
+    "mg",
+    "ug",
+    "ng",
+    "ml",
+    "dl",
+    "ul",
+    "fl",
+    "cm",
+    "mm",
+    "um",
+    "ms",
+    "kPa",
+)
 
 
 def text_in(value: Text, lang: str) -> str:
@@ -45,7 +65,8 @@ def unit_problem(unit: str) -> str | None:
         words = [word for word in unit.replace("/", " ").replace("*", " ").replace("^", " ").split() if word.isalpha()]
         for word in words:
             if word not in registry:
-                close = difflib.get_close_matches(word, [name for name in dir(registry) if name.isalpha()], 1, 0.6)
+                known = [*_WITH_PREFIX, *(name for name in dir(registry) if name.isalpha())]
+                close = difflib.get_close_matches(word, known, 1, 0.6)
                 hint = f"; did you mean {unit.replace(word, close[0])!r}?" if close else ""
                 return f"there is no unit {word!r}{hint}"
         return f"{unit!r} is not a unit; write for example 'mmol/l', 'kg/m**2', 'year', or '1' for a pure number"
