@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -77,7 +77,9 @@ def read_yaml(text: str, source: str, error: type[MedfedError]) -> tuple[dict[st
         mark = getattr(problem, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""
         what = getattr(problem, "problem", None) or "it holds a character that no text has"
-        raise error(f"{source}{place}: this is not valid YAML ({what}); correct the line") from None
+        raise error(
+            f"{source}{place}: this is not valid YAML ({what}); correct the line, or put its text in quotes"
+        ) from None
     except RecursionError:
         raise error(f"{source}: this is nested too deeply for a declaration; correct the brackets") from None
     if not isinstance(node, yaml.MappingNode):
@@ -179,11 +181,14 @@ def _suggestion(error: Any, path: list[str], model: type[BaseModel]) -> str:
 def _keys_at(root: type[BaseModel], path: list[str]) -> list[str]:
     """The keys that a declaration may have at a path, for suggestions."""
     model: Any = root
+    named_freely = False
     for word in path:
         fields = getattr(model, "model_fields", {})
-        if word not in fields:
+        if named_freely or word not in fields:
+            named_freely = False
             continue
         model = fields[word].annotation
+        named_freely = get_origin(model) is dict  # a variable may be called as one of a variable's own keys
         for inner in [model, *get_args(model)]:
             found = [t for t in [inner, *get_args(inner)] if isinstance(t, type) and issubclass(t, BaseModel)]
             if found:

@@ -1,9 +1,11 @@
 """medfed study: write, check, show and name study files."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from medfed.canonical import write_atomically
@@ -87,7 +89,7 @@ def new(
         raise StudyError(f"--kind is {' or '.join(_KINDS)}, not {kind!r}")
     if path.exists():
         raise StudyError(f"{path} exists already; nothing was changed. Choose another folder")
-    name = "".join(c if c.isalnum() else "-" for c in folder.resolve().name.lower()).strip("-") or "my-study"
+    name = re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-")[:50] or "my-study"
     name = name if name[0].isalpha() else f"study-{name}"
     write_atomically(path, TEMPLATE.format(name=name, **_KINDS[kind]).encode())
     out.print(f"{path} is written; edit it, then: medfed study check {path}", soft_wrap=True)
@@ -116,8 +118,8 @@ def show(study: StudyFile, lang: Language = "en", json: AsJson = False) -> None:
         print_json({**loaded.model_dump(mode="json"), "hash": loaded.hash, "steps": step_names(loaded)})
         return
     _ = translator(lang)
-    out.print(f"[bold]{loaded.text(loaded.title, lang)}[/bold]")
-    out.print(loaded.text(loaded.question, lang))
+    out.print(loaded.text(loaded.title, lang), style="bold", markup=False)
+    out.print(loaded.text(loaded.question, lang), markup=False)
     out.print(f"{_('Hash')}: {loaded.hash}", soft_wrap=True)
     table = Table(title=_("Variables"), title_justify="left")
     for heading in (_("Name"), _("Meaning"), _("Role"), _("Type"), _("Unit, range or codes"), _("If missing")):
@@ -127,11 +129,13 @@ def show(study: StudyFile, lang: Language = "en", json: AsJson = False) -> None:
             values = f"{variable.unit}, {variable.range[0]:g} – {variable.range[1]:g}"
         else:
             values = ", ".join(variable.codes or ())
-        table.add_row(name, loaded.text(variable.meaning, lang), variable.role, variable.type, values, variable.missing)
+        meaning = loaded.text(variable.meaning, lang)
+        cells = (name, meaning, variable.role, variable.type, values, variable.missing)
+        table.add_row(*map(escape, cells))
     out.print(table)
-    out.print(f"{_('Method')}: {loaded.method.use} {loaded.method.settings or ''}", soft_wrap=True)
+    out.print(f"{_('Method')}: {loaded.method.use} {loaded.method.settings or ''}", markup=False, soft_wrap=True)
     for name, variant in loaded.variants.items():
-        out.print(f"  {name}: {variant.use} {variant.settings or ''}", soft_wrap=True)
+        out.print(f"  {name}: {variant.use} {variant.settings or ''}", markup=False, soft_wrap=True)
     out.print(f"{_('Sites invited')}: {', '.join(loaded.sites.invited)} ({_('at least')} {loaded.sites.minimum})")
     out.print(f"{_('Smallest count that may be seen')}: {loaded.privacy.minimum_cell}")
     out.print(f"{_('Steps asked of a site')}:")
