@@ -108,6 +108,17 @@ def roc_figure(name="federated", lang="en"):
     return roc(curves, title=name, caption=name, lang=lang)
 
 
+def crowded_roc_figure(name="federated", lang="en"):
+    curves = [Roc(f"{name} {LONG} {k}", [0, 0.4, 1], [0, 0.4 + k / 20, 1], "AUC 0.63 (0.52 to 0.72)") for k in range(6)]
+    return roc(curves, title=name, caption=name, lang=lang)
+
+
+def crowded_dots_figure(name="Indiana", lang="en"):
+    members = [Estimated("local", 0.60, 0.51, 0.68), Estimated("federated", 0.61, 0.53, 0.69)]
+    groups = [(f"{name} {LONG} {k}", members) for k in range(4)]
+    return dots(groups, title=name, caption=name, heads=("Site", "Model", "AUC"), reference=0.5, lang=lang)
+
+
 def calibration_figure(name="Michigan", lang="en"):
     groups = [
         CalibrationGroup(1283, 0.085, 0.157, 0.094, 0.250),
@@ -133,6 +144,7 @@ def flow_figure(name="no patient identifier", lang="en"):
 
 EVERY = [
     forest_figure, dots_figure, bars_figure, curve_figure, roc_figure, calibration_figure, histogram_figure, flow_figure,
+    crowded_roc_figure, crowded_dots_figure,
 ]  # fmt: skip
 
 
@@ -191,6 +203,15 @@ def test_dots_draw_the_values_and_intervals_of_their_table():
     assert ends == [row[3] for row in shown]
     (reference,) = find(figure, "reference")
     assert read(float(reference.get("x1"))) == pytest.approx(0.5, abs=1e-3)
+
+
+def test_a_long_name_stands_beside_the_rows_of_its_group():
+    figure = crowded_dots_figure()
+    assert len(wrapped := svg.wrap(f"Indiana {LONG} 0", 190)) == 4
+    rows = sorted(set(marks(figure, "y")))
+    within_group, to_next = rows[1] - rows[0], rows[2] - rows[1]
+    assert within_group < 25
+    assert within_group + to_next > 17 * len(wrapped)
 
 
 def test_bars_start_at_zero_and_end_at_the_values_of_their_table():

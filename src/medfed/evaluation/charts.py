@@ -143,7 +143,7 @@ class Roc:
 
 
 def roc(curves: Sequence[Roc], *, title: str, caption: str, lang: str = "en") -> Figure:
-    """ROC curves in a square, each named beside it; the diagonal is chance."""
+    """ROC curves in a square, each named beside it; the diagonal is chance. Up to ``STYLES`` of them can be told apart."""
     _ = translator(lang)
     left, top = 52.0, 30.0
     x_scale, y_scale = _unit_square(1.0, left, top)
@@ -163,7 +163,8 @@ def roc(curves: Sequence[Roc], *, title: str, caption: str, lang: str = "en") ->
         at = _legend(parts, each.name, each.note, style, label_left, at)
         rows += [(each.name, number(x, 3), number(y, 3)) for x, y in pairs]
     table = Table((_("Model"), _("1 − specificity"), _("Sensitivity")), tuple(rows))
-    return Figure(drawing(WIDTH, top + _SQUARE + 46, title, parts), title, caption, table)
+    height = max(top + _SQUARE + 46, at)
+    return Figure(drawing(WIDTH, height, title, parts), title, caption, table)
 
 
 def _legend(parts: list[str], name: str, note: str, style: Style, left: float, at: float) -> float:

@@ -7,6 +7,7 @@ says why in its place. All three share one layout: names, details, drawing, numb
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 from medfed.evaluation.figure import Figure, Form, Table, interval_text, two_digits, value_text, why_text
@@ -65,11 +66,17 @@ class _Row:
     name_lines: list[str] = field(default_factory=list)
     detail_lines: list[str] = field(default_factory=list)
     why_lines: list[str] = field(default_factory=list)
+    room_below: float = 0.0
+
+    @property
+    def own_height(self) -> float:
+        """Without the name, which may stand beside several rows."""
+        lines = max(1, len(self.detail_lines), len(self.why_lines))
+        return _LINE * lines + (9 if self.shape != "point in group" else 5)
 
     @property
     def height(self) -> float:
-        lines = max(1, *(len(part) for part in (self.name_lines, self.detail_lines, self.why_lines)))
-        return _LINE * lines + (9 if self.shape != "point in group" else 5)
+        return self.own_height + self.room_below
 
 
 def forest(
@@ -180,6 +187,7 @@ def _draw(
         )
         for row, detail in zip(rows, details, strict=True)
     ]
+    laid = _with_room_for_names(laid)
     head_lines = [wrap(head, width) for head, width in zip(heads, (name_width, detail_width or 150, 300), strict=True)]
     top = _LINE * max(len(lines) for lines in head_lines) + 12
     height = top + sum(row.height for row in laid)
@@ -201,6 +209,18 @@ def _draw(
         parts += written
         bottom = height + 28 + below + 4
     return drawing(WIDTH, bottom, title, parts)
+
+
+def _with_room_for_names(rows: Sequence[_Row]) -> list[_Row]:
+    """Rows in which a long name finds its height: that of its group, or more room below the group's last row."""
+    found = list(rows)
+    starts = [index for index, row in enumerate(rows) if row.starts_group]
+    for start, stop in pairwise([*starts, len(rows)]):
+        needed = _LINE * len(rows[start].name_lines) + 9
+        missing = needed - sum(row.own_height for row in rows[start:stop])
+        if missing > 0:
+            found[stop - 1] = replace(rows[stop - 1], room_below=missing)
+    return found
 
 
 def _column(words: Sequence[str], widest: float) -> float:
@@ -248,8 +268,10 @@ def _axis(scale: Scale, top: float, bottom: float, reference: float | None, form
 
 
 def _row(row: _Row, text: str, y: float, scale: Scale, detail_at: float, in_groups: bool) -> list[str]:
-    what, middle = row.what, y + row.height / 2
-    parts = _block(row.name_lines, 0, middle, bold=what.total or in_groups)
+    what, middle = row.what, y + (row.own_height if in_groups else row.height) / 2
+    # A group's name begins beside its first row and may go on beside the next ones.
+    lower = _LINE * (len(row.name_lines) - 1) / 2 if in_groups else 0.0
+    parts = _block(row.name_lines, 0, middle + lower, bold=what.total or in_groups)
     parts += _block(row.detail_lines, detail_at, middle, bold=what.total)
     if what.value is None:
         return parts + _block(row.why_lines, scale.start, middle, size=SMALL, colour=MUTED, italic=True, kind="why")
