@@ -97,7 +97,7 @@ def crash(data: Path | None) -> Iterator[Figure]:
                         n for name, n in where.items() if name.startswith(("insert into", "begin", "commit", "delete"))
                     )
                     measured, holds = "0 deviations", True
-                    n = f"{kills} kills, {sealing} of them inside transactions"
+                    n = f"{kills} kills, {sealing} of them inside the sealing transaction"
                 except AssertionError as problem:
                     measured, holds, n = f"deviation: {str(problem)[:80]}", False, ""
             yield Figure(f"{method}, late sites {late}: bytes and charges after kills", "0 deviations", measured, n,

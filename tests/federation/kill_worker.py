@@ -44,8 +44,14 @@ class Points:
             self.log.write_text(name)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def statement(self, sql: str) -> None:
-        self.reach(" ".join(sql.split()[:3]))
+    def watch(self, db, store: str) -> None:
+        """A point before every statement that writes: begin, each insert, update and delete, commit."""
+
+        def statement(sql: str) -> None:
+            if not sql.startswith(("select", "pragma")):
+                self.reach(f"{store}: {' '.join(sql.split()[:3])}")
+
+        db.set_trace_callback(statement)
 
 
 class LateSites:
@@ -59,7 +65,6 @@ class LateSites:
     def exchange(self, call, own, deadline=None):
         self.points.reach("exchange")
         for site, answer in self.engine.exchange(call, own, deadline):
-            self.points.reach("answer")
             if self.random is not None and call.phase == "answer" and call.round <= 8 and self.random.random() < 0.25:
                 answer = Failure("late", "the answer did not come before the deadline")
             yield site, answer
@@ -87,13 +92,13 @@ def main(folder: Path, method_name: str, late: str, kill_at: int) -> None:
         policy=Policy(values_per_patient=GENEROUS, minimum_cell=1, budget=1e6), keys=fixed_keys(SITES),
         durability="process", clock=lambda: start, cost=lambda step, call: COST,
     )  # fmt: skip
-    engine.doors[0].store.db.set_trace_callback(points.statement)
+    points.watch(engine.doors[0].store.db, "seal")
     proxy = LateSites(engine, late, points)
     while True:
         runner = Runner(
             folder / "coordinator", proxy, study, durability="process", public_keys=public, clock=lambda: start
         )
-        runner.store.db.set_trace_callback(points.statement)
+        points.watch(runner.store.db, "runner")
         try:
             result = runner.execute(method)
             break
