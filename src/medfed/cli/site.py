@@ -1,10 +1,12 @@
 """medfed site: everything a site does for itself. Nothing here talks to anybody else."""
 
 import os
+import sqlite3
 from contextlib import closing
 from datetime import UTC, date, datetime, timedelta
+from json import loads as json_of
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -16,8 +18,8 @@ from medfed.data.build import open_table
 from medfed.data.site_folder import init_site, load_site
 from medfed.errors import LedgerError, PolicyViolation
 from medfed.evaluation.study_run import step_names, steps_of
+from medfed.federation.approval import MOST_CALLS, packages_of
 from medfed.federation.approval import approve as sign_approval
-from medfed.federation.approval import packages_of
 from medfed.federation.approval import revoke as sign_revocation
 from medfed.federation.keys import load_signing_key, public_hex, write_signing_key
 from medfed.federation.ledger import heads_of, open_store, rows_of, sign_head, verify_ledger
@@ -98,11 +100,19 @@ def approve(
     table_version: Annotated[
         str, typer.Option(help="Table version (or its beginning) to approve. Default: the built one.")
     ] = "",
+    most_calls: Annotated[
+        int, typer.Option(min=1, help="How many calls the site answers in all, over all runs.")
+    ] = MOST_CALLS,
     officer: Annotated[str, typer.Option(help="Who approves, for the record.")] = "",
     json: AsJson = False,
 ) -> None:
     """Approve a study: a signed record, in the ledger, of its hash, steps, package hashes, table version and last day."""
     loaded, site = load_study(study), load_site(folder)
+    if site.name not in loaded.sites.invited:
+        raise PolicyViolation(
+            f"study {loaded.name!r} does not invite the site {site.name!r}; it invites {', '.join(loaded.sites.invited)}. "
+            "Not approved: ask the coordinator, or correct `site` in site.yaml"
+        )
     if study_hash and not (len(study_hash) >= 8 and loaded.hash.startswith(study_hash)):
         raise PolicyViolation(
             f"{study} has the hash {loaded.hash}, not {study_hash}; it is not the study you read. Not approved"
@@ -122,7 +132,7 @@ def approve(
     with closing(open_store(site.ledger_path, "call")) as db:
         head = sign_approval(
             db, site=site.name, study=loaded, steps=names, packages=packages, table_version=table.version,
-            until=last.isoformat(), key=key, at=_now(), officer=officer or os.environ.get("USER", ""),
+            until=last.isoformat(), key=key, at=_now(), most_calls=most_calls, officer=officer or os.environ.get("USER", ""),
         )  # fmt: skip
     if json:
         print_json({"site": site.name, "study": loaded.hash, "until": last.isoformat(), "table_version": table.version,
@@ -149,12 +159,39 @@ def _last_day(until: str) -> date:
 
 
 @app.command()
-def revoke(folder: SiteFolderPath, study: StudyFile) -> None:
+def revoke(
+    folder: SiteFolderPath,
+    study: Annotated[str, typer.Argument(help="The study.yaml that was approved, or the beginning of its hash.")],
+) -> None:
     """Withdraw an approval. The site answers no further call of this study, also in a run that is under way."""
-    loaded, site = load_study(study), load_site(folder)
+    site = load_site(folder)
+    if not site.ledger_path.exists():
+        raise PolicyViolation(f"site {site.name!r} has approved nothing yet, so nothing can be withdrawn")
+    wanted = load_study(study).hash if Path(study).exists() else study
     with closing(open_store(site.ledger_path, "call")) as db:
-        head = sign_revocation(db, site=site.name, study_hash=loaded.hash, key=load_signing_key(site.keys), at=_now())
-    out.print(f"{site.name} has withdrawn its approval of {loaded.name}; row {head.number} of its ledger.")
+        approved = _approved(db, site.name)
+        found = [study_hash for study_hash in approved if study_hash.startswith(wanted)]
+        # From another version of the file nothing would be withdrawn, and the officer would think it was.
+        if len(found) != 1 or len(wanted) < 8:
+            standing = ", ".join(f"{name} {study_hash[:12]}" for study_hash, name in approved.items()) or "none"
+            raise PolicyViolation(
+                f"site {site.name!r} has not approved the study of the hash {wanted[:16]}; nothing was withdrawn. "
+                f"Name one that stands by its hash: {standing}"
+            )
+        key = load_signing_key(site.keys)
+        head = sign_revocation(db, site=site.name, study_hash=found[0], key=key, at=_now())
+    out.print(f"{site.name} has withdrawn its approval of {approved[found[0]]}; row {head.number} of its ledger.")
+
+
+def _approved(db: sqlite3.Connection, site: str) -> dict[str, str]:
+    """Hash and name of every study whose approval was not withdrawn."""
+    found: dict[str, str] = {}
+    for row in rows_of(db, site):
+        if row["kind"] == "approval":
+            found[row["subject"]] = json_of(json_of(row["bytes"])["message"].partition("\n")[2])["name"]
+        elif row["kind"] == "revocation":
+            found.pop(row["subject"], None)
+    return found
 
 
 @app.command()
@@ -172,8 +209,12 @@ def packages(study: StudyFile, json: AsJson = False) -> None:
 def ledger(folder: SiteFolderPath, lang: Language = "en", json: AsJson = False) -> None:
     """List everything that was approved, released and recorded at this site."""
     site = load_site(folder)
-    with closing(open_store(site.ledger_path, "call")) as db:
-        rows = [{k: v for k, v in row.items() if k not in ("bytes", "file", "id")} for row in rows_of(db, site.name)]
+    rows: list[dict[str, Any]] = []
+    if site.ledger_path.exists():
+        with closing(open_store(site.ledger_path, "call")) as db:
+            rows = [
+                {k: v for k, v in row.items() if k not in ("bytes", "file", "id")} for row in rows_of(db, site.name)
+            ]
     if json:
         print_json(rows)
         return
