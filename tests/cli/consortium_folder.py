@@ -168,3 +168,11 @@ def approve_all(folder: Path, study: Path, names: Sequence[str] = SITES) -> None
     for name in names:
         done("site", "build", folder / "sites" / name, study)
         done("site", "approve", folder / "sites" / name, study)
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """Every file (and folder: None) below a folder, hidden ones too."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }

@@ -2,7 +2,8 @@
 
 import os
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from datetime import UTC, date, datetime, timedelta
 from json import loads as json_of
 from pathlib import Path
@@ -15,7 +16,7 @@ from medfed.canonical import write_atomically
 from medfed.cli import site_data, site_model
 from medfed.cli.console import AsJson, Language, out, print_json
 from medfed.data.build import open_table
-from medfed.data.site_folder import init_site, load_site
+from medfed.data.site_folder import SiteFolder, init_site, load_site
 from medfed.errors import LedgerError, PolicyViolation
 from medfed.evaluation.study_run import step_names, steps_of
 from medfed.federation.approval import MOST_CALLS, packages_of
@@ -40,6 +41,16 @@ StudyFile = Annotated[Path, typer.Argument(help="The study.yaml that was propose
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@contextmanager
+def _ledger(site: SiteFolder) -> Iterator[sqlite3.Connection]:
+    """The site's ledger, made where there is none. LedgerError where its file is damaged."""
+    with closing(open_store(site.ledger_path, "call")) as db:
+        try:
+            yield db
+        except sqlite3.DatabaseError as problem:
+            raise LedgerError(f"{site.ledger_path} is damaged ({problem}); restore it from a backup") from None
 
 
 @app.command()
@@ -74,9 +85,9 @@ def _show_preview(found: Preview, lang: str) -> None:
     out.print(f"{_('Table version')}: {found.table_version}", soft_wrap=True)
     for step in found.steps:
         out.print(f"\n[bold]{step.step}[/bold]", soft_wrap=True)
-        out.print(f"  {step.meaning}", soft_wrap=True)
+        out.print(f"  {step.meaning}", markup=False, soft_wrap=True)
         if step.takes:
-            out.print(f"  {_('Is asked with')}: {'; '.join(step.takes)}", soft_wrap=True)
+            out.print(f"  {_('Is asked with')}: {'; '.join(step.takes)}", markup=False, soft_wrap=True)
         if step.keeps:
             out.print(f"  {_('Keeps at the site')}: {', '.join(step.keeps)}")
         table = Table(show_edge=False, pad_edge=False)
@@ -129,7 +140,7 @@ def approve(
     if refused := [name for name in names if not policy.allows_step(name)]:
         raise PolicyViolation(f"the policy of site {site.name!r} does not allow the step {refused[0]}; not approved")
     packages = packages_of(names)
-    with closing(open_store(site.ledger_path, "call")) as db:
+    with _ledger(site) as db:
         head = sign_approval(
             db, site=site.name, study=loaded, steps=names, packages=packages, table_version=table.version,
             until=last.isoformat(), key=key, at=_now(), most_calls=most_calls, officer=officer or os.environ.get("USER", ""),
@@ -168,7 +179,7 @@ def revoke(
     if not site.ledger_path.exists():
         raise PolicyViolation(f"site {site.name!r} has approved nothing yet, so nothing can be withdrawn")
     wanted = load_study(study).hash if Path(study).exists() else study
-    with closing(open_store(site.ledger_path, "call")) as db:
+    with _ledger(site) as db:
         approved = _approved(db, site.name)
         found = [study_hash for study_hash in approved if study_hash.startswith(wanted)]
         # From another version of the file nothing would be withdrawn, and the officer would think it was.
@@ -211,7 +222,7 @@ def ledger(folder: SiteFolderPath, lang: Language = "en", json: AsJson = False) 
     site = load_site(folder)
     rows: list[dict[str, Any]] = []
     if site.ledger_path.exists():
-        with closing(open_store(site.ledger_path, "call")) as db:
+        with _ledger(site) as db:
             rows = [
                 {k: v for k, v in row.items() if k not in ("bytes", "file", "id")} for row in rows_of(db, site.name)
             ]
@@ -247,7 +258,7 @@ def verify(
         held = store.heads().get(site.name)
         store.close()
         known = held[0] if held else None
-    with closing(open_store(site.ledger_path, "call")) as db:
+    with _ledger(site) as db:
         head = verify_ledger(db, site.name, known)
         signed = sign_head(site.name, heads_of(db).get(site.name, head), load_signing_key(site.keys))
     if json:
