@@ -14,7 +14,7 @@ from medfed.evaluation.page import Head, Section, Text, render_page
 from medfed.evaluation.quality_page import render as render_quality
 from medfed.evaluation.report import FILES, render_report, write_report
 from medfed.evaluation.report_data import plain, read_report_data
-from medfed.language import LANGUAGES, messages
+from medfed.language import LANGUAGES, messages, number
 from medfed.study import parse_study
 
 STUDY = """
@@ -136,10 +136,10 @@ def test_the_answer_follows_from_the_interval(ratio, said):
 @pytest.mark.parametrize(
     ("joining", "verdict", "headline"),
     [
-        ((0.005, -0.058, 0.068), "no clear gain", "joining shows no clear gain at any site"),
-        ((0.06, 0.0, 0.12), "no clear gain", "joining shows no clear gain at any site"),
-        ((0.06, 0.02, 0.10), "joining helps", "joining clearly helps University of Michigan"),
-        ((-0.06, -0.10, -0.02), "joining does not help", "does worse than the own model of University of Michigan"),
+        ((0.005, -0.058, 0.068), "no clear gain", "joining shows no clear gain where that can be judged"),
+        ((0.06, 0.0, 0.12), "no clear gain", "joining shows no clear gain where that can be judged"),
+        ((0.06, 0.02, 0.10), "gain", "joining clearly helps University of Michigan"),
+        ((-0.06, -0.10, -0.02), "loss", "does worse than the own model of University of Michigan"),
     ],
 )
 def test_whether_joining_helps_follows_from_the_interval_alone(joining, verdict, headline):
@@ -148,7 +148,17 @@ def test_whether_joining_helps_follows_from_the_interval_alone(joining, verdict,
         method["joining"][0]["verdict"] = "gain"
     page = render_report(result)
     assert headline in answer_of(page)
-    assert f"University of Michigan: {verdict}" in Reader(page).text
+    shown = [number(end, 3) for end in joining]
+    row = f"University of Michigan {verdict} {shown[0]} {shown[1]} to {shown[2]}"
+    assert row in Reader(page).text
+
+
+def test_no_clear_gain_at_any_site_is_said_only_where_every_site_was_judged():
+    result = prediction_result()
+    assert "no clear gain where that can be judged" in answer_of(render_report(result))
+    for method in result["prediction"]["methods"]:
+        method["joining"][1] |= {"difference": -0.01, "low": -0.05, "high": 0.03}
+    assert "no clear gain at any site" in answer_of(render_report(result))
 
 
 def test_a_model_whose_interval_holds_one_half_is_not_called_better_than_chance():
@@ -205,7 +215,7 @@ def test_figures_that_are_not_there_say_why():
     assert "not shown: the rows are not in one place" in text
     text = Reader(render_report(prediction_result())).text
     assert "The calibration curve of Indiana University is not shown: fewer than 3 groups of scores" in text
-    assert "Indiana University: can't be said; the difference is not shown: fewer than 3 groups of scores" in text
+    assert "Indiana University can't be said not shown: fewer than 3 groups of scores reach the minimum cell" in text
     assert f"Figures of University of Kentucky alone are not shown: {SMALL_CELL}." in text
 
 
@@ -213,6 +223,41 @@ def test_risks_that_are_wrong_at_a_site_are_told():
     text = Reader(render_report(prediction_result())).text
     assert "University of Michigan: the federated model's risks are too low here, observed / expected 1.85" in text
     assert "Indiana University: the federated model's risks are too high here" in text
+
+
+@pytest.mark.parametrize(
+    ("ratios", "said"),
+    [
+        ({"michigan": 1.85, "indiana": 0.71}, "too low at University of Michigan and too high at Indiana University"),
+        ({"michigan": 1.0, "indiana": 0.71}, "risks are too high at Indiana University: recalibrate"),
+        ({"michigan": 1.85, "indiana": 1.0}, "risks are too low at University of Michigan: recalibrate"),
+        ({"michigan": 1.0, "indiana": 1.0}, "do not clearly differ from what was observed at any site"),
+    ],
+)
+def test_the_first_screen_tells_where_the_predicted_risks_are_wrong(ratios, said):
+    result = prediction_result()
+    for row in result["prediction"]["methods"][0]["results"]:
+        if row["where"] == "federated" and row["site"]:
+            ratio = ratios[row["site"]]
+            row |= {"oe": ratio, "oe_low": ratio - 0.2, "oe_high": ratio + 0.2}
+    assert said in render_report(result).split("<main>")[0]
+
+
+def test_many_roc_curves_are_drawn_few_to_a_square():
+    result = prediction_result()
+    for method in result["prediction"]["methods"]:
+        method["roc"] *= 6
+    text = Reader(render_report(result)).text
+    assert "ROC curves: Exact regression (1 of 2)" in text
+    assert "ROC curves: Exact regression (2 of 2)" in text
+
+
+def test_without_methods_the_difference_from_pooled_is_that_at_sites_left_out():
+    result = prediction_result()
+    result["prediction"] |= {"methods": [], "difference_from_pooled": None}
+    text = Reader(render_report(result)).text
+    assert "the largest difference in AUC at a site left out is 1.0 × 10 −12 ." in text
+    assert "the rows are not in one place" not in text
 
 
 def test_a_what_if_says_so_and_a_study_among_institutions_does_not():

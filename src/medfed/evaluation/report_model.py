@@ -56,6 +56,31 @@ def calibration_sentence(row: Judged, labels: Labels) -> str:
     return ""
 
 
+def calibration_summary(rows: Sequence[Judged], labels: Labels) -> str:
+    """Where the federated model's risks are wrong, in one sentence; empty where no site's could be judged."""
+    _ = labels.translate
+    judged = [
+        (row.site, row.oe_low, row.oe_high)
+        for row in rows
+        if row.where == "federated" and row.site and row.oe_low is not None and row.oe_high is not None
+    ]
+    if not judged:
+        return ""
+    words = {
+        "low": labels.site_list([site for site, low, _high in judged if low > 1]),
+        "high": labels.site_list([site for site, _low, high in judged if high < 1]),
+    }
+    if words["low"] and words["high"]:
+        sentence = _("Its risks are too low at {low} and too high at {high}: recalibrate it there before use.")
+    elif words["low"]:
+        sentence = _("Its risks are too low at {low}: recalibrate it there before use.")
+    elif words["high"]:
+        sentence = _("Its risks are too high at {high}: recalibrate it there before use.")
+    else:
+        sentence = _("Its risks do not clearly differ from what was observed at any site that could be judged.")
+    return sentence.format(**words)
+
+
 def _left_out_name(row: LeftOut, rows: Sequence[LeftOut], labels: Labels) -> str:
     several = len({each.method for each in rows}) > 1
     return labels.method(row.method) if several else labels.where("federated")

@@ -1,28 +1,25 @@
-"""The part of a report that judges a risk model: local, federated and pooled side by side, and whether joining helps.
-
-Verdicts are computed here, from intervals: where the interval of a difference includes 0 there is no clear gain, and
-the report says so.
-"""
+"""The part of a report that judges a risk model: local, federated and pooled side by side, ranking and calibration."""
 
 from collections.abc import Sequence
 
 from medfed.evaluation.charts import CalibrationGroup, Estimated, Roc, calibration, dots, roc
 from medfed.evaluation.figure import Figure, Table
-from medfed.evaluation.page import Block, Bullets, Heading, Section, Tabled, Text
+from medfed.evaluation.page import Block, Bullets, Section, Tabled, Text
 from medfed.evaluation.report_data import (
     FEW_BINS,
     NO_FINITE_SLOPE,
     NOT_REPORTED,
-    Joining,
     Judged,
     MethodShown,
     Prediction,
 )
 from medfed.evaluation.report_effect import pooled_sentence
+from medfed.evaluation.report_joining import joining_blocks, joining_clause
 from medfed.evaluation.report_labels import Labels
 from medfed.evaluation.report_model import (
     auc_reason,
     calibration_sentence,
+    calibration_summary,
     coefficient_blocks,
     main_left_out,
     unseen_blocks,
@@ -30,6 +27,8 @@ from medfed.evaluation.report_model import (
 from medfed.language import number, power_of_ten
 
 _ORDER = ("local", "federated", "pooled")
+# More ROC curves in one square can't be followed by eye.
+_CURVES = 4
 
 
 def prediction_answer(prediction: Prediction, labels: Labels) -> tuple[str, str]:
@@ -54,7 +53,7 @@ def prediction_answer(prediction: Prediction, labels: Labels) -> tuple[str, str]
             ranking = _(
                 "The federated model ranks patients with an AUC of {auc} (95% interval {interval}; 0.5 is chance)"
             ).format(**words)
-    joining = _joining_clause(main.joining, labels) if main else ""
+    joining = joining_clause(main.joining, labels) if main else ""
     answer = (
         _("{ranking}; {joining}.").format(ranking=ranking, joining=joining)
         if joining
@@ -67,13 +66,15 @@ def prediction_answer(prediction: Prediction, labels: Labels) -> tuple[str, str]
             "patient's site."
         )
         counts = (sum(row.n for row in left_out), sum(row.events or 0 for row in left_out))
-        return answer, detail.format(patients=number(counts[0], 0), events=number(counts[1], 0))
+        detail = detail.format(patients=number(counts[0], 0), events=number(counts[1], 0))
+        return answer, labels.joined(detail, calibration_summary(left_out, labels))
     if overall is None:
         return answer, ""
     detail = _(
         "Judged on {patients} patients, {events} of them with the event, each by a model that had not seen the patient."
     )
-    return answer, detail.format(patients=number(overall.n, 0), events=number(overall.events, 0))
+    detail = detail.format(patients=number(overall.n, 0), events=number(overall.events, 0))
+    return answer, labels.joined(detail, calibration_summary(main.results if main else [], labels))
 
 
 def _left_out_range(prediction: Prediction, labels: Labels) -> str:
@@ -95,33 +96,6 @@ def _left_out_range(prediction: Prediction, labels: Labels) -> str:
     ).format(**words)
 
 
-def _joining_clause(joining: Sequence[Joining], labels: Labels) -> str:
-    _ = labels.translate
-    if not joining:
-        return ""
-    verdicts = {row.site: verdict_of(row) for row in joining}
-    gaining = [site for site, verdict in verdicts.items() if verdict == "gain"]
-    losing = [site for site, verdict in verdicts.items() if verdict == "loss"]
-    if gaining and losing:
-        return _("joining helps {sites} and does worse than {others} alone").format(
-            sites=labels.site_list(gaining), others=labels.site_list(losing)
-        )
-    if gaining:
-        return _("joining clearly helps {sites}").format(sites=labels.site_list(gaining))
-    if losing:
-        return _("it does worse than the own model of {sites}").format(sites=labels.site_list(losing))
-    if all(verdict == "not shown" for verdict in verdicts.values()):
-        return _("whether joining helps can't be shown")
-    return _("joining shows no clear gain at any site")
-
-
-def verdict_of(joining: Joining) -> str:
-    """gain, loss, no clear gain, or not shown: from the interval of the difference alone."""
-    if joining.difference is None or joining.low is None or joining.high is None:
-        return "not shown"
-    return "gain" if joining.low > 0 else "loss" if joining.high < 0 else "no clear gain"
-
-
 def prediction_sections(prediction: Prediction, labels: Labels) -> list[Section]:
     """Ranking and joining; calibration; sites left out; the model itself."""
     _ = labels.translate
@@ -139,22 +113,31 @@ def prediction_sections(prediction: Prediction, labels: Labels) -> list[Section]
 def _beside_pooled(prediction: Prediction, labels: Labels) -> str:
     """How far the federated model is from the pooled one: as the run says, or by the figures that stand side by side."""
     _ = labels.translate
-    main = _main(prediction)
-    if prediction.difference_from_pooled is not None or main is None:
+    if prediction.difference_from_pooled is not None:
         return pooled_sentence(prediction.difference_from_pooled, labels)
+    main = _main(prediction)
+    results = main.results if main is not None else []
     differences = []
-    for row in main.results:
-        other = _find(main.results, "pooled", row.site) if row.where == "federated" else None
+    for row in results:
+        other = _find(results, "pooled", row.site) if row.where == "federated" else None
         if other is not None:
             pairs = ((row.auc, other.auc), (row.oe, other.oe), (row.brier, other.brier))
             differences += [abs(one - two) for one, two in pairs if one is not None and two is not None]
-    differences += [row.difference_from_pooled for row in prediction.left_out if row.difference_from_pooled is not None]
+    if differences:
+        sentence = _(
+            "Beside the same method on all rows in one place, the largest difference in AUC, observed / expected or Brier "
+            "score is {difference}."
+        )
+        return sentence.format(difference=power_of_ten(max(differences)))
+    known = (row.difference_from_pooled for row in prediction.left_out)
+    differences = [difference for difference in known if difference is not None]
     if not differences:
         return pooled_sentence(None, labels)
-    return _(
-        "Beside the same method on all rows in one place, the largest difference in AUC, observed / expected or Brier "
-        "score is {difference}."
-    ).format(difference=power_of_ten(max(differences)))
+    sentence = _(
+        "Beside the same method on the same rows in one place, the largest difference in AUC at a site left out is "
+        "{difference}."
+    )
+    return sentence.format(difference=power_of_ten(max(differences, key=abs)))
 
 
 def _main(prediction: Prediction) -> MethodShown | None:
@@ -183,15 +166,7 @@ def _ranking(prediction: Prediction, labels: Labels) -> list[Block]:
     for method in prediction.methods:
         if method.results:
             blocks.append(_auc_figure(method, _sites_of(prediction), labels))
-    blocks += [*_not_shown(prediction, labels), Heading(_("Does joining help this site?"))]
-    for method in prediction.methods:
-        if method.joining:
-            if len(prediction.methods) > 1:
-                blocks.append(Text(labels.method(method.name, method.use), "verdict"))
-            blocks.append(Bullets(tuple(joining_sentence(row, labels) for row in method.joining)))
-    if not any(method.joining for method in prediction.methods):
-        sentence = _("The comparison with each site's own model is {why}.")
-        blocks.append(Text(sentence.format(why=labels.why(NOT_REPORTED))))
+    blocks += [*_not_shown(prediction, labels), *joining_blocks(prediction.methods, labels)]
     return blocks + _rocs(prediction, labels)
 
 
@@ -210,7 +185,7 @@ def _auc_figure(method: MethodShown, sites: Sequence[str | None], labels: Labels
         "1 is perfect."
     )
     grouping = _(
-        "Computed from grouped scores: every group holds at least {minimum} patients with and as many without the event, "
+        "Computed from grouped scores: every group holds at least {minimum} patients with the event and {minimum} without, "
         "and with fewer than 3 groups nothing is shown."
     )
     if labels.data.minimum_cell <= 1:
@@ -224,26 +199,6 @@ def _auc_figure(method: MethodShown, sites: Sequence[str | None], labels: Labels
         styles=tuple(labels.where(where) for where in ("federated", "local", "pooled")),
         lang=labels.lang,
     )
-
-
-def joining_sentence(row: Joining, labels: Labels) -> str:
-    """The verdict for one site, with the difference it rests on."""
-    _ = labels.translate
-    words = {"site": labels.site(row.site), "difference": number(row.difference, 3)}
-    if row.difference is not None:
-        words["interval"] = labels.ends(row.low, row.high, 3)
-    return {
-        "gain": _(
-            "{site}: joining helps. The federated model's AUC is higher than the own model's by {difference} (95% interval {interval})."
-        ),
-        "loss": _(
-            "{site}: joining does not help. The own model's AUC is higher; difference {difference} (95% interval {interval})."
-        ),
-        "no clear gain": _(
-            "{site}: no clear gain. The difference in AUC is {difference} (95% interval {interval}), which includes 0."
-        ),
-        "not shown": _("{site}: can't be said; the difference is {why}."),
-    }[verdict_of(row)].format(**words, why=labels.why(row.reason or FEW_BINS))
 
 
 def _not_shown(prediction: Prediction, labels: Labels) -> list[Block]:
@@ -271,10 +226,13 @@ def _rocs(prediction: Prediction, labels: Labels) -> list[Block]:
             note = "" if judged is None else labels.with_interval(judged.auc, judged.auc_low, judged.auc_high, FEW_BINS)
             name = _("{site}, {where}").format(site=labels.site(each.site), where=labels.where(each.where))
             curves.append(Roc(name, each.false_positive_rate, each.true_positive_rate, f"AUC {note}" if note else ""))
-        if curves:
-            title = _("ROC curves: {method}").format(method=labels.method(method.name, method.use))
-            caption = _("From grouped scores, joined by straight lines. The dashed diagonal is chance.")
-            blocks.append(roc(curves, title=title, caption=caption, lang=labels.lang))
+        title = _("ROC curves: {method}").format(method=labels.method(method.name, method.use))
+        caption = _("From grouped scores, joined by straight lines. The dashed diagonal is chance.")
+        parts = [curves[start : start + _CURVES] for start in range(0, len(curves), _CURVES)]
+        for index, part in enumerate(parts, start=1):
+            numbered = _("{title} ({part} of {parts})").format(title=title, part=index, parts=len(parts))
+            name = numbered if len(parts) > 1 else title
+            blocks.append(roc(part, title=name, caption=caption, lang=labels.lang))
     return blocks
 
 
@@ -335,7 +293,7 @@ def _calibration_figure(
         "predicted and observed risk are the same."
     )
     if labels.data.minimum_cell > 1:
-        least = _("Every group holds at least {minimum} patients with and as many without the event.")
+        least = _("Every group holds at least {minimum} patients with the event and {minimum} without.")
         caption = labels.joined(caption, least.format(minimum=labels.data.minimum_cell))
     title = _("Calibration: {place}").format(place=place)
     return calibration(groups, title=title, caption=caption, lang=labels.lang)
