@@ -15,6 +15,7 @@ from medfed.engines.what_if import what_if
 from medfed.federation import gate
 from medfed.federation.call import Answer, Call, Failure, Own
 from medfed.federation.door import (
+    ENOUGH_CALLS,
     NOT_APPROVED_STEP,
     OTHER_QUESTION,
     PACKAGE_CHANGED,
@@ -378,3 +379,55 @@ def test_inputs_of_another_shape_are_refused(tmp_path: Path, study: Study) -> No
     assert "does not declare" in reason(ask(doors, newton.logistic_terms, extra=np.zeros(1), **inputs))
     del inputs["scale"]
     assert "lacks the input" in reason(ask(doors, newton.logistic_terms, **inputs))
+
+
+def test_a_call_that_claims_secure_sums_does_not_switch_the_counts_rule_off(tmp_path: Path) -> None:
+    study = small_effect_study()
+    tables = {"a": effect_table(study, [[11, 1], [9, 1]]), "b": effect_table(study, [[50, 50], [50, 50]])}
+    engine, _ = what_if(tmp_path, tables, study, [find_method(study)], keys=fixed_keys(["a", "b"]))
+    call = Call(study.hash, "main", 1, step_name(arm_by_outcome), 0, "train", ("a", "b"), {}, protection="secure")
+    assert "sums in plain" in reason(engine.doors[0].answer(call, {"a": Own()})["a"])
+    for phase in ("seal", "open"):
+        answer = engine.doors[0].answer(dataclasses.replace(call, protection="plain", phase=phase), {"a": Own()})["a"]
+        assert "sums in plain" in reason(answer)
+
+
+@pytest.mark.parametrize("run", ["", "a b", "run/x/fit", "run/1", "../x", "a%", "run/1/fit/"])
+def test_a_run_path_that_medfed_does_not_write_is_refused(tmp_path: Path, study: Study, run: str) -> None:
+    doors = doors_for(tmp_path, study, [])
+    call = Call(study.hash, run, 1, step_name(standardise.moments), 0, "train", ("a", "b"), {})
+    assert "as medfed writes them" in reason(doors.answer(call, {"a": Own()})["a"])
+
+
+def test_a_site_answers_no_more_calls_than_it_approved(tmp_path: Path, study: Study) -> None:
+    doors = doors_for(tmp_path, study, [], most_calls=3)
+    answers = [ask(doors, standardise.moments, ordinal=k) for k in range(5)]
+    assert [isinstance(answer, Answer) for answer in answers] == [True] * 3 + [False] * 2
+    assert reason(answers[-1]) == ENOUGH_CALLS
+    doors.store.db.close()
+    again = doors_for(tmp_path, study, [], most_calls=3)
+    assert reason(ask(again, standardise.moments, ordinal=9)) == ENOUGH_CALLS, "counted from the ledger after a restart"
+    assert isinstance(ask(again, standardise.moments, ordinal=0), Answer), "what is sealed is sent again"
+
+
+def test_local_training_from_a_model_that_isolates_a_patient_is_held(tmp_path: Path) -> None:
+    from medfed.methods.fedavg import local_training
+
+    study = synthetic_study(["a", "b"], method={"use": "medfed:medfed.methods.fedavg.FedAvg", "settings": {"batch": 200}})
+    doors = doors_for(tmp_path, study, [])
+    inputs = isolating(study, doors)
+    model = inputs.pop("beta")
+    assert reason(ask(doors, local_training, model=model, **inputs)) == gate.CONCENTRATED
+    assert isinstance(ask(doors, local_training, ordinal=1, model=np.zeros_like(model), **inputs), Answer)
+
+
+def test_a_calibration_line_as_steep_as_a_threshold_is_held(tmp_path: Path) -> None:
+    from medfed.evaluation.steps import calibration_terms
+
+    study = synthetic_study(["a", "b"], parts={"kind": "folds", "folds": 2}, evaluation={"design": "cross_validation"})
+    doors = doors_for(tmp_path, study, [calibration_terms], rows=200)
+    p = len(study.design.columns)
+    model = np.tile(np.concatenate([[0.0], np.ones(p - 1)]), (2, 1))
+    inputs = {"models": model, "centres": np.zeros((2, p)), "scales": np.ones((2, p)), "part": "test"}
+    assert reason(ask(doors, calibration_terms, line=np.array([-20.0, 4.0]), **inputs)) == gate.CONCENTRATED
+    assert isinstance(ask(doors, calibration_terms, ordinal=1, line=np.array([0.0, 1.0]), **inputs), Answer)

@@ -18,8 +18,7 @@ from medfed.federation.call import Answer, Call, Failure, Own
 from medfed.federation.packages import find_method
 from medfed.federation.policy import Policy
 from medfed.federation.runner import Runner, status_of
-from medfed.methods.newton import Newton
-from medfed.methods.standardise import moments
+from medfed.methods.newton import Newton, logistic_terms
 from medfed.study import Study
 
 SITES = ["a", "b", "c"]
@@ -104,14 +103,15 @@ def test_a_site_that_is_away_is_left_out_while_the_quorum_holds(tmp_path: Path) 
 class Restless:
     """Asks something else each time: what a method must not do."""
 
-    steps: ClassVar = (moments, hostile.returns_nan)
-    answers: ClassVar[list[Any]] = [moments, hostile.returns_nan]
+    steps: ClassVar = (logistic_terms,)
+    answers: ClassVar[list[float]] = [0.0]
 
     def start(self, study: Study) -> dict[str, Any]:
         return {"rounds": 0}
 
     def advance(self, federation: Any, state: dict[str, Any]) -> dict[str, Any]:
-        federation.on(self.answers[0]).sum(moments)
+        p = len(federation.study.design.columns)
+        federation.sum(logistic_terms, beta=np.full(p, self.answers[0]), centre=np.zeros(p), scale=np.ones(p))
         raise RuntimeError("a crash before the checkpoint")
 
     def done(self, state: dict[str, Any]) -> bool:
@@ -124,8 +124,8 @@ class Restless:
 def test_asking_something_else_on_replay_is_an_error(tmp_path: Path) -> None:
     study = study_with()
     engine, _ = engine_for(tmp_path, study, [Restless()])
-    for part, error, words in (("train", RuntimeError, "a crash"), ("all", FederationError, "not deterministic")):
-        Restless.answers[0] = part
+    for asked, error, words in ((0.0, RuntimeError, "a crash"), (0.1, FederationError, "not deterministic")):
+        Restless.answers[0] = asked
         runner = runner_for(tmp_path, engine, study)
         with pytest.raises(error, match=words):
             runner.execute(Restless(), "r")

@@ -37,6 +37,7 @@ def what_if(
     steps: Sequence[Step] = (),
     durability: Durability = "process",
     twins: bool = True,
+    most_calls: int = 1_000_000,
     clock: Callable[[], datetime] = now,
     **options: Any,
 ) -> tuple[Embedded, dict[str, str]]:
@@ -68,6 +69,7 @@ def what_if(
                 table_version=access.table.version,
                 until=FAR_DAY,
                 key=access.key,
+                most_calls=most_calls,
                 at=clock().isoformat(timespec="seconds"),
             )
     db.close()

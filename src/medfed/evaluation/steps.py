@@ -16,7 +16,7 @@ from medfed.federation.here import Here, fit
 from medfed.federation.packages import find_method
 from medfed.federation.site import Site
 from medfed.federation.step import Input, Out, Reply, Sum, step
-from medfed.methods.newton import in_study_units, sigmoid
+from medfed.methods.newton import effective_patients, in_study_units, sigmoid
 from medfed.methods.recalibration import recalibration_terms
 
 FloatArray = NDArray[np.float64]
@@ -99,7 +99,9 @@ def calibration_terms(
     """Terms of the recalibration line (intercept, slope) at ``line``: score (2,), information (3,)."""
     predictor, outcome = predictors(site, models, centres, scales)
     score, information = recalibration_terms(predictor, outcome, line)
-    return Out({"score": score, "information": information})
+    risk = sigmoid(line[0] + line[1] * predictor)
+    # A steep line is as good as a threshold, and a threshold that moves shows who lies between.
+    return Out({"score": score, "information": information}, effective_patients=effective_patients(risk * (1 - risk)))
 
 
 @step(

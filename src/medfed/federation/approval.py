@@ -15,10 +15,16 @@ from medfed.federation.ledger import Head, append_event
 from medfed.federation.packages import Package, installed_package
 from medfed.study import Study
 
+MOST_CALLS = 2000
+
 
 @dataclass(frozen=True)
 class Approval:
-    """What was approved: study hash, steps, the packages that hold them (with file hashes), table version, last day."""
+    """What was approved: study hash, steps, the packages that hold them (with file hashes), table version, last day.
+
+    most_calls: how many calls the site answers in all. Sums are not rows, but thousands of different sums over the same
+    rows can be solved for them.
+    """
 
     site: str
     study: str
@@ -27,6 +33,7 @@ class Approval:
     table_version: str
     steps: tuple[str, ...]
     packages: tuple[Package, ...]
+    most_calls: int
     officer: str = ""
 
     def message(self) -> bytes:
@@ -55,10 +62,13 @@ def approve(
     until: str,
     key: Ed25519PrivateKey,
     at: str,
+    most_calls: int = MOST_CALLS,
     officer: str = "",
 ) -> Head:
     """Sign an approval and write it into the ledger. ``until``: the last day, ISO (2027-06-30)."""
-    approval = Approval(site, study.hash, study.name, until, table_version, tuple(steps), tuple(packages), officer)
+    approval = Approval(
+        site, study.hash, study.name, until, table_version, tuple(steps), tuple(packages), most_calls, officer
+    )
     message = approval.message()
     envelope = {"message": message.decode(), "signature": key.sign(message).hex()}
     return append_event(db, site, "approval", study.hash, canonical_json(envelope).encode(), at=at)

@@ -1,5 +1,6 @@
 """What travels between coordinator and site: a call, one site's own part of it, and an answer or a failure."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,6 +12,7 @@ from medfed.canonical import digest, pack, unpack
 from medfed.errors import PolicyViolation
 from medfed.federation.step import Step, bind, shape_of
 
+RUN_PATH = re.compile(r"[A-Za-z0-9._-]{1,80}(/[0-9]{1,9}/[A-Za-z0-9._=-]{1,80})*")
 Protection = Literal["plain", "secure"]
 Phase = Literal["answer", "seal", "open", "head"]
 

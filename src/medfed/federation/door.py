@@ -20,7 +20,7 @@ from medfed.data.table import StudyTable
 from medfed.errors import PolicyViolation
 from medfed.federation import gate
 from medfed.federation.approval import Approval, approvals_for
-from medfed.federation.call import Answer, Call, Failure, Own, check_inputs, check_one_input
+from medfed.federation.call import RUN_PATH, Answer, Call, Failure, Own, check_inputs, check_one_input
 from medfed.federation.execution import Execution
 from medfed.federation.ledger import Durability, Head, sign_head
 from medfed.federation.packages import Package, find_step, installed_package
@@ -36,6 +36,7 @@ NOT_APPROVED_STEP = "the step is not among those that the site approved"
 PACKAGE_CHANGED = "the package that holds the step is not the one that was approved: its files changed"
 ALONE = "the question is put to this site alone, and its policy does not allow that"
 TOO_MANY_MODELS = "more models would be opened on these rows than the study names"
+ENOUGH_CALLS = "the site has answered as many calls of this study as it approved"
 OVER_BUDGET = "the answer would cost more epsilon than the site has left"
 
 
@@ -59,12 +60,12 @@ def _no_cost(step: Step, call: Call) -> float:
 def _counts_models(call: Call, step: Step) -> bool:
     """Whether the ledger counts how many models are put to these rows.
 
-    It does for test rows, and for counts that depend on inputs: many of them, over models that differ a little, would
+    It does for validation and test rows, and for counts that depend on inputs: many of them, over models that differ a little, would
     show single patients.
     """
     counts = any(isinstance(kind, Count) for kind in step.releases.values())
     model = any(declared.model for declared in step.takes.values())
-    return (model and call.part.partition(":")[0] == "test") or (counts and bool(step.takes))
+    return (model and call.part.partition(":")[0] in ("test", "valid")) or (counts and bool(step.takes))
 
 
 class Doors:
@@ -92,6 +93,7 @@ class Doors:
         self._keys = {site: access.key for site, access in sites.items()}
         self._approvals: dict[str, Approval | str] = {}
         self._approvals_at: int | None = None
+        self._answered: dict[str, int] = {}
         self._verdicts: dict[tuple[str, str, str, bool], str | None] = {}
         self._passed: dict[tuple[str, str, str, tuple[str, ...], str], set[str]] = {}
         self._rows_judged: dict[tuple[str, str, str], str | None] = {}
@@ -124,7 +126,7 @@ class Doors:
         for site, mine in own.items():
             if site in out:
                 continue
-            if site in passed and not mine.each and not every_call:
+            if site in passed and not mine.each and not every_call and self._answered.get(site, 0) < self._most(site):
                 names.append(site)
                 continue
             reason = self._refuses(site, call, step, mine, sizes, today, cost)
@@ -158,6 +160,7 @@ class Doors:
             if site in over:
                 out[site] = Failure("refused", OVER_BUDGET)
             else:
+                self._answered[site] = self._answered.get(site, 0) + 1
                 out[site] = Answer(blobs[index], {name: value[index] for name, value in coded.items()})
         return out
 
@@ -165,6 +168,11 @@ class Doors:
         """What is the same for all sites: study, step, part, roster, inputs. Raises PolicyViolation."""
         if call.study != self.study.hash:
             raise PolicyViolation("this is not the study that the site approved: its hash differs")
+        if call.protection != "plain" or call.phase != "answer":
+            # Under secure sums the rules for counts are judged on totals; claimed here, that would switch them off.
+            raise PolicyViolation("this site sums in plain; a call that says otherwise is not answered")
+        if not RUN_PATH.fullmatch(call.run) or call.round < 0 or call.ordinal < 0:
+            raise PolicyViolation("the call does not name a run, a round and an ordinal as medfed writes them")
         step = find_step(call.step)
         if call.variant is not None and call.variant not in self.study.variants:
             raise PolicyViolation(f"the approved study has no variant {call.variant!r}")
@@ -183,6 +191,8 @@ class Doors:
             return approval
         if today > approval.until:
             return "the site's approval of this study has ended"
+        if self._answered.get(site, 0) >= approval.most_calls:
+            return ENOUGH_CALLS
         alone = call.roster == (site,)
         key = (site, call.run.partition("/")[0], call.step, alone)
         if key not in self._verdicts:
@@ -212,7 +222,8 @@ class Doors:
         if _counts_models(call, step):
             opened = self._model_opened(call, step, own)
             seen = self.store.models_opened(site, opened[0])
-            if opened[1] not in seen and len(seen) >= self.study.test_models:
+            named = self.study.valid_models if call.part.partition(":")[0] == "valid" else self.study.test_models
+            if opened[1] not in seen and len(seen) >= named:
                 return TOO_MANY_MODELS
         return None
 
@@ -319,11 +330,16 @@ class Doors:
             self._watched[site, part] = frozenset() if single else gate.watched_rows(self.execution.view(site, part))
         return self._watched[site, part]
 
+    def _most(self, site: str) -> int:
+        approval = self._approvals[site]
+        return 0 if isinstance(approval, str) else approval.most_calls
+
     def _refresh_approvals(self) -> None:
         """Read approvals again when another process wrote to the ledger: a revocation counts from the next call."""
         version = self.store.version()
         if version != self._approvals_at:
             self._approvals = approvals_for(self.store.db, self.study.hash, self._keys)
+            self._answered = self.store.calls_answered(self.study.hash)
             self._approvals_at = version
             self._verdicts.clear()
             self._passed.clear()

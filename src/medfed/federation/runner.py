@@ -11,7 +11,7 @@ from typing import Any
 
 from medfed.canonical import pack, unpack
 from medfed.errors import FederationError, MedfedError
-from medfed.federation.call import Answer, Call, Engine, Failure, Own, Protection
+from medfed.federation.call import RUN_PATH, Answer, Call, Engine, Failure, Own, Protection
 from medfed.federation.federation import Federation
 from medfed.federation.ledger import Durability, SignedHead, is_head_signed
 from medfed.federation.packages import Method
@@ -115,6 +115,10 @@ class Runner:
 
         Raises FederationError when the run had to stop; what was done is kept, and the same call resumes it.
         """
+        if not RUN_PATH.fullmatch(run) or "/" in run:
+            raise FederationError(
+                f"a run's name has letters, digits, '.', '_' and '-' only, and 80 at most; not {run!r}"
+            )
         at = self.clock().isoformat(timespec="seconds")
         self.store.start_run(run, self.study.hash, self.study.model_dump_json(), at)
         self._take_heads()

@@ -102,6 +102,14 @@ class SiteStore:
             self._opened[site, question] = {model for (model,) in rows}
         return self._opened[site, question]
 
+    def calls_answered(self, study_hash: str) -> dict[str, int]:
+        """How many calls of a study each site has answered, over all runs."""
+        rows = self.db.execute(
+            "select l.site, count(*) from ledger l join call c on c.id=l.call where c.study=? group by l.site",
+            (study_hash,),
+        )
+        return {site: int(count) for site, count in rows}
+
     def seal(
         self,
         call: Call,

@@ -24,6 +24,14 @@ def losses(eta: FloatArray, outcome: FloatArray, family: str) -> FloatArray:
     return np.asarray(0.5 * (outcome - eta) ** 2)
 
 
+def information_weights(eta: FloatArray, family: str) -> FloatArray:
+    """How much each row weighs in the information at a linear predictor: a model that isolates patients gives few weight."""
+    if family == "logistic":
+        risk = sigmoid(eta)
+        return np.asarray(risk * (1 - risk))
+    return np.ones_like(eta)
+
+
 def penalty_weights(p: int, l2: float) -> FloatArray:
     """l2 for every coefficient but the intercept, (p,)."""
     return np.asarray(l2 * (np.arange(p) > 0), dtype=np.float64)

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from medfed.federation.federation import Federation
 from medfed.federation.site import Site, Sites
 from medfed.federation.step import Input, Out, Step, Sum, step
-from medfed.methods.descent import descend, descend_stacked, losses
+from medfed.methods.descent import descend, descend_stacked, information_weights, losses
+from medfed.methods.newton import effective_patients
 from medfed.methods.standardise import CENTRE, SCALE, moments, standardise, standardised, standardised_stack
 from medfed.study import Study
 
@@ -34,8 +35,12 @@ def local_training(site: Site, *, model: FloatArray, centre: FloatArray, scale: 
     trained, _ = descend(site, model, centre, scale)
     x, y = standardised(site, centre, scale)
     rows = float(site.table.rows)
-    loss = losses(x @ model, y, site.settings["family"]).sum()
-    return Out({"weighted_change": rows * (trained - model), "loss": loss, "rows": rows})
+    eta = x @ model
+    loss = losses(eta, y, site.settings["family"]).sum()
+    return Out(
+        {"weighted_change": rows * (trained - model), "loss": loss, "rows": rows},
+        effective_patients=float(effective_patients(information_weights(eta, site.settings["family"]))),
+    )
 
 
 @local_training.batched
@@ -43,8 +48,12 @@ def _(sites: Sites, *, model: FloatArray, centre: FloatArray, scale: FloatArray)
     trained, _ = descend_stacked(sites, model, centre, scale)
     x, y = standardised_stack(sites, centre, scale)
     rows = sites.rows.astype(np.float64)
-    loss = (losses(x @ model, y, sites.settings["family"]) * sites.mask).sum(1)
-    return Out({"weighted_change": rows[:, None] * (trained - model), "loss": loss, "rows": rows})
+    eta = x @ model
+    loss = (losses(eta, y, sites.settings["family"]) * sites.mask).sum(1)
+    return Out(
+        {"weighted_change": rows[:, None] * (trained - model), "loss": loss, "rows": rows},
+        effective_patients=effective_patients(information_weights(eta, sites.settings["family"]) * sites.mask),
+    )
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def symmetric(triangle: FloatArray, p: int) -> FloatArray:
     return matrix
 
 
-@step(reads=("train", "all"), takes={"beta": COEFFICIENTS, "centre": CENTRE, "scale": SCALE}, releases=_TERMS)
+@step(reads="train", takes={"beta": COEFFICIENTS, "centre": CENTRE, "scale": SCALE}, releases=_TERMS)
 def logistic_terms(site: Site, *, beta: FloatArray, centre: FloatArray, scale: FloatArray) -> Out:
     """Score (p,), information (p (p + 1) / 2,) and log-likelihood (nats) of the logistic model at ``beta``."""
     x, y = standardised(site, centre, scale)
@@ -93,7 +93,7 @@ def _(sites: Sites, *, beta: FloatArray, centre: FloatArray, scale: FloatArray) 
 
 
 @step(
-    reads=("train", "all"),
+    reads="train",
     takes={"beta": Input("p", limit=1e6), "centre": CENTRE, "scale": SCALE},
     releases={**_TERMS, "score": Sum("p", limit_per_row=1e6), "log_likelihood": Sum(limit_per_row=1e9)},
 )

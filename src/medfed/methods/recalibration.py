@@ -33,7 +33,7 @@ def recalibration_terms(predictor: FloatArray, outcome: FloatArray, line: FloatA
 
 
 @step(
-    reads=("train", "all", "valid"),
+    reads=("train", "valid"),
     takes={"model": MODEL, "centre": CENTRE, "scale": SCALE, "line": Input("2", limit=20.0)},
     releases={
         "score": Sum("2", limit_per_row=200),

@@ -33,7 +33,7 @@ def declared_ranges(study: Study) -> tuple[FloatArray, FloatArray, NDArray[np.bo
 
 
 @step(
-    reads=("train", "all"),
+    reads="train",
     releases={
         "sums": Sum("p", limit_per_row=1),
         "squares": Sum("p", limit_per_row=1),

@@ -22,7 +22,7 @@ from medfed.study import Study
 FloatArray = NDArray[np.float64]
 
 
-@step(reads=("train", "all"), releases={"patients": Count("arms,outcomes")})
+@step(reads="train", releases={"patients": Count("arms,outcomes")})
 def arm_by_outcome(site: Site) -> Out:
     """Patients by arm (reference first) and outcome (no event, event): (arms, 2)."""
     arm, outcome = site.table.arrays("arm", "outcome")
@@ -31,7 +31,7 @@ def arm_by_outcome(site: Site) -> Out:
     return Out({"patients": cells})
 
 
-@step(reads=("train", "all"), releases={"site_patients": Reply("arms,outcomes", limit=1e9)})
+@step(reads="train", releases={"site_patients": Reply("arms,outcomes", limit=1e9)})
 def arm_by_outcome_here(site: Site) -> Out:
     """The same counts as this site's own figure, seen beside the total where the site's policy lists it."""
     return Out({"site_patients": arm_by_outcome(site).release["patients"]})

@@ -247,6 +247,11 @@ class Study(Declared):
         each = {"cross_validation": 2, "leave_one_site_out": 2 * len(self.sites.invited), "holdout": 2}
         return methods * each.get(self.evaluation.design, 1)
 
+    @property
+    def valid_models(self) -> int:
+        """How many models may be put to validation rows: the method and every variant, in each fold."""
+        return (1 + len(self.variants)) * (self.parts.folds or 1)
+
     def settings_of(self, variant: str | None = None) -> dict[str, bool | int | float | str]:
         """Settings of the method, or of a variant."""
         return dict(self.method.settings if variant is None else self.variants[variant].settings)
