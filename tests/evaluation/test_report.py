@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from report_samples import FEW_PATIENTS, SMALL_CELL, effect_result, prediction_result, quality
+from report_samples import FEW_PATIENTS, HASH, SMALL_CELL, effect_result, prediction_result, quality
 
 from medfed.errors import MedfedError, StudyError
 from medfed.evaluation.page import Head, Section, Text, render_page
@@ -258,6 +258,12 @@ def test_without_methods_the_difference_from_pooled_is_that_at_sites_left_out():
     text = Reader(render_report(result)).text
     assert "the largest difference in AUC at a site left out is 1.0 × 10 −12 ." in text
     assert "the rows are not in one place" not in text
+
+
+def test_what_is_needed_to_repeat_a_run_stands_at_the_foot():
+    foot = render_report(prediction_result()).split("<footer>")[1]
+    for part in ("20261124-a1b2", "2026-11-24 10:30 UTC", "0.1.0", HASH, "random: 1<", "model.medfed"):
+        assert part in foot
 
 
 def test_a_what_if_says_so_and_a_study_among_institutions_does_not():

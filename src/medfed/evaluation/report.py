@@ -67,6 +67,8 @@ def _render(data: ReportData, lang: str, *, linked: bool) -> str:
         ),
         _("Hash of the study: {hash}").format(hash=data.study.hash),
     ]
+    if data.study.seed is not None:
+        foot.append(_("Seed of everything drawn at random: {seed}").format(seed=data.study.seed))
     if data.model is not None:
         foot.append(_("Model file {file}, hash {hash}").format(file=data.model.file, hash=data.model.hash))
     return render_page(_head(labels, linked=linked), sections, lang=lang, foot=foot)

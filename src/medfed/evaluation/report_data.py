@@ -50,7 +50,9 @@ class ShownVariable(Part):
 
 
 class StudyShown(Part):
-    """The question. variables: by name, where labels better than names are wanted; outcome, arm: their names."""
+    """The question. seed: of everything that was drawn. variables: by name, where labels better than names are wanted;
+    outcome, arm: their names.
+    """
 
     name: str
     title: Text
@@ -58,6 +60,7 @@ class StudyShown(Part):
     hash: str
     unit: str = "patient"
     protects: Literal["patient", "none"] = "patient"
+    seed: int | None = None
     variables: dict[str, ShownVariable] = Field(default_factory=dict)
     outcome: str | None = None
     arm: str | None = None
