@@ -1,6 +1,7 @@
 """What the commands share: the consoles, languages, JSON, and one way to say no."""
 
 import json
+import sqlite3
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ from medfed.errors import MedfedError
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
-REFUSED = 2
+REFUSED, STOPPED = 2, 130
 
 Language = Annotated[str, typer.Option("--lang", help="Language of what is shown: en or zh.", envvar="MEDFED_LANG")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead, for programs.")]
@@ -39,7 +40,21 @@ def guarded(run: Callable[[], Any]) -> int:
     except MedfedError as problem:
         err.print(str(problem), style="bold red", markup=False, soft_wrap=True)
         return REFUSED
+    except OSError as problem:
+        where = f"{problem.filename}: " if problem.filename else ""
+        err.print(
+            f"{where}{problem.strerror or problem}; nothing half-written is left. Free space or mend the permissions, and "
+            "run the command again",
+            style="bold red", markup=False, soft_wrap=True,
+        )  # fmt: skip
+        return REFUSED
+    except sqlite3.Error as problem:
+        err.print(
+            f"a database of medfed can't be used ({problem}); restore its folder from a backup",
+            style="bold red", markup=False, soft_wrap=True,
+        )  # fmt: skip
+        return REFUSED
     except KeyboardInterrupt:
-        err.print("Stopped. What was finished is kept; `medfed resume` goes on.", markup=False)
-        return 130
+        err.print("Stopped.", markup=False)
+        return STOPPED
     return 0

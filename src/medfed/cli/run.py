@@ -1,5 +1,6 @@
 """medfed run, resume, status, abandon: studies over the site folders of one consortium on this machine."""
 
+import re
 import secrets
 from collections.abc import Mapping
 from datetime import date
@@ -11,11 +12,11 @@ from rich.progress import Progress as Bars
 from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from medfed.cli.console import AsJson, Language, err, out, print_json
+from medfed.cli.console import STOPPED, AsJson, Language, err, out, print_json
 from medfed.engines.site_folders import SiteFolders
 from medfed.errors import FederationError
 from medfed.evaluation.consortium_run import ConsortiumRun, run_consortium
-from medfed.federation.runner import Progress, Runner, status_of
+from medfed.federation.runner import Progress, Runner, RunStatus, status_of
 from medfed.federation.store import RunnerStore
 from medfed.language import Translate, translator
 from medfed.study import load_study, study_from_json
@@ -43,7 +44,10 @@ def run(
 
     Kill it at any moment: `medfed resume` goes on, and ends with the same numbers.
     """
-    _finish(load_study(study), consortium, name or new_run_name(), durability, lang, json)
+    name = name or new_run_name()
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,59}", name):
+        raise FederationError(f"--run {name!r} is no name for a run; it has letters, digits, - and _")
+    _finish(load_study(study), consortium, name, durability, lang, json)
 
 
 def resume(
@@ -55,22 +59,37 @@ def resume(
 ) -> None:
     """Go on with a run that was interrupted or stopped; what sites have answered is not asked again."""
     folder = consortium / "coordinator"
-    statuses = [s for s in status_of(folder) if s.state in ("interrupted", "stopped") and name in ("", s.run)]
+    runs = [status for status in status_of(folder) if name in ("", status.run)]
+    statuses = [status for status in runs if _waits(folder, status)]
     if not statuses:
-        finished = [s.run for s in status_of(folder) if s.state == "finished" and s.run == name]
-        what = f"run {name!r} has finished" if finished else "no run waits to be resumed"
-        raise FederationError(f"{folder}: {what}; `medfed status` lists all runs")
+        if not name:
+            what = "no run waits to be resumed"
+        else:
+            states = {"running": "is running now; wait until it ends", "finished": "has finished"}
+            what = f"run {name!r} {states[runs[0].state]}" if runs else f"there is no run {name!r}"
+        raise FederationError(f"{folder}: {what}. `medfed status` lists all runs")
     store = RunnerStore(folder, read_only=True)
     text = store.study_text(statuses[-1].run)
     store.close()
     _finish(study_from_json(text), consortium, statuses[-1].run, durability, lang, json)
 
 
+def _waits(folder: Path, status: RunStatus) -> bool:
+    """Whether there is something to do: also for a run that was killed between its last answer and its report."""
+    if status.state == "finished":
+        return not (folder / "runs" / status.run / "result.json").exists()
+    return status.state in ("interrupted", "stopped")
+
+
 def _finish(study: Any, consortium: Path, name: str, durability: str, lang: str, json: bool) -> None:
     if durability not in ("call", "process"):
         raise FederationError(f"--durability is call or process, not {durability!r}")
-    with LiveView(lang, quiet=json) as live:
-        finished = run_consortium(consortium, study, name, durability=durability, listener=live)  # type: ignore[arg-type]
+    try:
+        with LiveView(lang, quiet=json) as live:
+            finished = run_consortium(consortium, study, name, durability=durability, listener=live)  # type: ignore[arg-type]
+    except KeyboardInterrupt:
+        err.print(f"Stopped. What was finished is kept; `medfed resume {name}` goes on.", markup=False, soft_wrap=True)
+        raise typer.Exit(STOPPED) from None
     if json:
         print_json(finished.report)
     else:
@@ -167,6 +186,9 @@ def abandon(
 ) -> None:
     """Give up the open round of a run whose sites can't come back: what was sealed stays charged and is never read."""
     folder = consortium / "coordinator"
+    states = {status.run: status.state for status in status_of(folder)}
+    if states.get(name) in ("running", "finished"):
+        raise FederationError(f"{folder}: run {name!r} is {states[name]}, so it has no round to give up")
     store = RunnerStore(folder, read_only=True)
     study = study_from_json(store.study_text(name))
     store.close()
