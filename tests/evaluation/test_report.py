@@ -243,6 +243,15 @@ def test_the_first_screen_tells_where_the_predicted_risks_are_wrong(ratios, said
     assert said in render_report(result).split("<main>")[0]
 
 
+def test_sites_stand_in_the_order_of_the_invitation_whatever_the_order_of_the_figures():
+    result = prediction_result()
+    for method in result["prediction"]["methods"]:
+        for part in ("results", "joining", "calibration", "roc"):
+            method[part].reverse()
+    # Members of one site keep their own order, so nothing else may change.
+    assert render_report(result) == render_report(prediction_result())
+
+
 def test_many_roc_curves_are_drawn_few_to_a_square():
     result = prediction_result()
     for method in result["prediction"]["methods"]:

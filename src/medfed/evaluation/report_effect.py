@@ -158,7 +158,7 @@ def _by_site(effect: Effect, labels: Labels) -> list[Block]:
             labels.site(row.site), row.value, row.low, row.high, _counts(row.counts, labels) if row.counts else "",
             why=_(row.reason or SITES_HIDDEN),
         )
-        for row in effect.by_site
+        for row in sorted(effect.by_site, key=lambda row: labels.place(row.site))
     ]  # fmt: skip
     arm, reference = effect.arms[1], effect.arms[0]
     ratio = effect.risk_ratio

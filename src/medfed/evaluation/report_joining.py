@@ -75,7 +75,7 @@ def _figure(method: MethodShown, labels: Labels) -> Figure:
             labels.site(row.site),
             [Estimated(words[verdict_of(row)], row.difference, row.low, row.high, why=_(row.reason or FEW_BINS))],
         )
-        for row in method.joining
+        for row in sorted(method.joining, key=lambda row: labels.place(row.site))
     ]
     return dots(
         groups,

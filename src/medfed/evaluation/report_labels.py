@@ -32,6 +32,11 @@ class Labels:
             return _("All sites")
         return next((self.text(site.title) for site in self.data.sites if site.name == name), name)
 
+    def place(self, name: str | None) -> int:
+        """Where a site stands among the invited ones; all sites together come first, unknown ones last."""
+        names = [site.name for site in self.data.sites]
+        return -1 if name is None else names.index(name) if name in names else len(names)
+
     def joined(self, *sentences: str) -> str:
         """Sentences one after the other; Chinese ones without a space between them."""
         return ("" if self.lang == "zh" else " ").join(sentence for sentence in sentences if sentence)

@@ -150,9 +150,9 @@ def _find(results: Sequence[Judged], where: str, site: str | None) -> Judged | N
     return next((row for row in results if row.where == where and row.site == site), None)
 
 
-def _sites_of(prediction: Prediction) -> list[str | None]:
+def _sites_of(prediction: Prediction, labels: Labels) -> list[str | None]:
     found = dict.fromkeys(row.site for method in prediction.methods for row in method.results)
-    return sorted(found, key=lambda site: site is not None)
+    return sorted(found, key=labels.place)
 
 
 def _ordered(results: Sequence[Judged], site: str | None) -> list[Judged]:
@@ -165,7 +165,7 @@ def _ranking(prediction: Prediction, labels: Labels) -> list[Block]:
     blocks: list[Block] = []
     for method in prediction.methods:
         if method.results:
-            blocks.append(_auc_figure(method, _sites_of(prediction), labels))
+            blocks.append(_auc_figure(method, _sites_of(prediction, labels), labels))
     blocks += [*_not_shown(prediction, labels), *joining_blocks(prediction.methods, labels)]
     return blocks + _rocs(prediction, labels)
 
@@ -221,7 +221,7 @@ def _rocs(prediction: Prediction, labels: Labels) -> list[Block]:
     blocks: list[Block] = []
     for method in prediction.methods:
         curves = []
-        for each in method.roc:
+        for each in sorted(method.roc, key=lambda each: labels.place(each.site)):
             judged = _find(method.results, each.where, each.site)
             note = "" if judged is None else labels.with_interval(judged.auc, judged.auc_low, judged.auc_high, FEW_BINS)
             name = _("{site}, {where}").format(site=labels.site(each.site), where=labels.where(each.where))
@@ -245,7 +245,7 @@ def _calibration(prediction: Prediction, labels: Labels) -> list[Block]:
     for method in prediction.methods:
         rows = [
             (labels.site(site), labels.where(row.where), *_calibration_cells(row, labels))
-            for site in _sites_of(prediction)
+            for site in _sites_of(prediction, labels)
             for row in _ordered(method.results, site)
         ]
         caption = _("{method}: calibration and accuracy, with 95% intervals")
@@ -260,10 +260,14 @@ def _calibration(prediction: Prediction, labels: Labels) -> list[Block]:
     main = _main(prediction)
     if main is None:
         return blocks
-    verdicts = [sentence for row in main.results if (sentence := calibration_sentence(row, labels))]
+    verdicts = [
+        sentence
+        for row in sorted(main.results, key=lambda row: labels.place(row.site))
+        if (sentence := calibration_sentence(row, labels))
+    ]
     if verdicts:
         blocks.append(Bullets(tuple(verdicts)))
-    for each in main.calibration:
+    for each in sorted(main.calibration, key=lambda each: labels.place(each.site)):
         groups = [CalibrationGroup(g.n, g.predicted, g.observed, g.low, g.high) for g in each.groups]
         blocks.append(_calibration_figure(labels.site(each.site), groups, each.reason, labels))
     return blocks
