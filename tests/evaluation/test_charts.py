@@ -179,6 +179,20 @@ def test_no_text_overlaps_or_leaves_the_drawing(make, lang, name):
         assert r1 <= l2 or r2 <= l1 or b1 <= t2 or b2 <= t1, (one, other)
 
 
+@pytest.mark.parametrize("make", [forest_figure, dots_figure, bars_figure, calibration_figure, flow_figure])
+def test_a_table_that_paper_does_not_repeat_stands_in_the_drawing_number_by_number(make):
+    figure = make()
+    drawn = " ".join(parsed(figure).itertext())
+    numbers = [cell for row in figure.table.rows for cell in row[1:] if cell[:1].isdigit()]
+    assert figure.numbers_drawn
+    assert len(numbers) >= 2
+    assert [number for number in numbers if number not in drawn] == []
+
+
+def test_paper_repeats_the_tables_of_drawings_without_numbers():
+    assert not any(make().numbers_drawn for make in (curve_figure, roc_figure, histogram_figure))
+
+
 def test_a_forest_draws_the_ratios_and_intervals_of_its_table():
     figure = forest_figure()
     read = reading(figure, "x", log=True)

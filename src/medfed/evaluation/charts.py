@@ -229,7 +229,7 @@ def calibration(groups: Sequence[CalibrationGroup], *, title: str, caption: str,
         rows.append((cells[0], cells[1], percent(group.observed), inside))
     table = Table((*heads[:2], _("Observed"), _("95% interval")), tuple(rows))
     height = max(top + _SQUARE + 46, at + 20)
-    return Figure(drawing(WIDTH, height, title, parts), title, caption, table)
+    return Figure(drawing(WIDTH, height, title, parts), title, caption, table, numbers_drawn=True)
 
 
 def _vertical_interval(x: float, low: float, high: float, style: Style) -> list[str]:
@@ -335,7 +335,8 @@ def flow(
                 at += 18
     rows = [(start[0], number(start[1], 0)), *((each.reason, f"−{number(each.count, 0)}") for each in dropped)]
     table = Table((_("Step"), _("Rows")), (*rows, (kept[0], number(kept[1], 0))))
-    return Figure(drawing(WIDTH, end_top + box_height + 2, title, parts), title, caption, table)
+    svg = drawing(WIDTH, end_top + box_height + 2, title, parts)
+    return Figure(svg, title, caption, table, numbers_drawn=True)
 
 
 def _flow_box(x: float, y: float, width: float, height: float, name: str, count: str, note: str) -> list[str]:

@@ -31,12 +31,16 @@ def looks_numeric(cell: str) -> bool:
 
 @dataclass(frozen=True)
 class Figure:
-    """svg: text of one SVG element, everything in it escaped. table: what is drawn, in numbers."""
+    """svg: text of one SVG element, everything in it escaped. table: what is drawn, in numbers.
+
+    numbers_drawn: all of the table stands in the drawing too, so that paper need not repeat it.
+    """
 
     svg: str
     title: str
     caption: str
     table: Table
+    numbers_drawn: bool = False
 
 
 def two_digits(value: float) -> str:

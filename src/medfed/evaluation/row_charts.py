@@ -5,6 +5,7 @@ says why in its place. All three share one layout: names, details, drawing, numb
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -38,6 +39,8 @@ from medfed.language import percent, translator
 _LINE = 17.0
 _GAP = 20.0
 _NARROWEST_PLOT = 200.0
+# "(95% interval)" over the numbers of a drawing: its table has a column of its own for that.
+_ASIDE = re.compile(r" ?[(（][^()（）]*[)）]$")
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def forest(
     """
     drawn = [_Row(row.name, row, style_of(0), "diamond" if row.total else "square") for row in rows]
     svg = _draw(drawn, title=title, heads=heads, reference=1.0, favours=favours, log=True, lang=lang, form=form)
-    return Figure(svg, title, caption, _table(drawn, heads, form, lang))
+    return Figure(svg, title, caption, _table(drawn, heads, form, lang), numbers_drawn=True)
 
 
 def dots(
@@ -122,7 +125,7 @@ def dots(
     ]
     svg = _draw(drawn, title=title, heads=heads, reference=reference, lang=lang, form=form)
     named = [_Row(group, row, style_of(0), "") for group, members in groups for row in members]
-    return Figure(svg, title, caption, _table(named, heads, form, lang, names_in_detail=True))
+    return Figure(svg, title, caption, _table(named, heads, form, lang, names_in_detail=True), numbers_drawn=True)
 
 
 def bars(
@@ -137,7 +140,7 @@ def bars(
     """Values from 0 as bars, with intervals as whiskers where there are any."""
     drawn = [_Row(row.name, row, style_of(0), "bar") for row in rows]
     svg = _draw(drawn, title=title, heads=heads, reference=0.0, lang=lang, form=form)
-    return Figure(svg, title, caption, _table(drawn, heads, form, lang))
+    return Figure(svg, title, caption, _table(drawn, heads, form, lang), numbers_drawn=True)
 
 
 def _table(
@@ -152,7 +155,8 @@ def _table(
         value = why_text(what.why, _) if what.value is None else form(what.value)
         interval = "" if what.value is None else interval_text(what.low, what.high, form, _)
         cells.append((row.name, *([detail] if with_detail else []), value, interval))
-    columns = (heads[0], *([heads[1]] if with_detail else []), heads[2], _("95% interval"))
+    value_head = _ASIDE.sub("", heads[2])
+    columns = (heads[0], *([heads[1]] if with_detail else []), value_head, _("95% interval"))
     return Table(columns, tuple(cells))
 
 
