@@ -154,12 +154,15 @@ def status(consortium: Consortium = Path(), lang: Language = "en", json: AsJson 
         return
     _ = translator(lang)
     table = Table(show_edge=False)
-    for heading in (_("Run"), _("State"), _("Rounds done"), _("Calls answered"), _("Waiting for"), _("Next")):
+    for heading in (_("Run"), _("State"), _("Rounds done"), _("Calls answered"), _("Waiting for")):
         table.add_column(heading)
     for run_ in found:
         table.add_row(run_.run, _state(run_.state, _), str(run_.rounds_finished), str(run_.calls_journaled),
-                      ", ".join(run_.waiting), _next(run_.state, run_.reason, _))  # fmt: skip
+                      ", ".join(run_.waiting))  # fmt: skip
     out.print(table)
+    for run_ in found:
+        if following := _next(run_.state, run_.reason, _):
+            out.print(f"{run_.run}: {following}", markup=False, soft_wrap=True)
 
 
 def _state(state: str, _: Translate) -> str:

@@ -1,5 +1,6 @@
 """The embedded engine over site folders on this machine: each site keeps its own store, keys, policy and ledger."""
 
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 from medfed.data.build import open_table
 from medfed.data.site_folder import SiteFolder, load_site
 from medfed.data.table import StudyTable
-from medfed.errors import MappingError, PolicyViolation
+from medfed.errors import LedgerError, MappingError, PolicyViolation
 from medfed.federation.call import Answer, Call, Failure, Own, Protection
 from medfed.federation.door import Access, Doors
 from medfed.federation.keys import load_signing_key, public_hex
@@ -16,7 +17,13 @@ from medfed.federation.policy import load_policy
 from medfed.study import Study
 
 NO_TABLE = "the site has not built its table for this version of the study"
-NOT_HERE = "the site's folder is not here or can't be opened; see `medfed site check`"
+TABLE_CHANGED = (
+    "the site's table is damaged or was changed since it was built; the site builds, checks and approves again"
+)
+NOT_READABLE = (
+    "the site's policy, keys or ledger can't be read; the site's own `medfed site verify` and `preview` say why"
+)
+NOT_HERE = "the site's folder is not here"
 
 
 def _now() -> datetime:
@@ -68,10 +75,11 @@ class SiteFolders:
                 continue
             try:
                 self.doors[name] = open_doors(self.folders[name], study, durability=durability, clock=clock)
-            except MappingError as problem:
-                self.closed[name] = NO_TABLE if "has no table" in str(problem) else NOT_HERE
-            except PolicyViolation:
-                self.closed[name] = NOT_HERE
+            except MappingError:
+                built = self.folders[name].table_folder(study.hash).exists()
+                self.closed[name] = TABLE_CHANGED if built else NO_TABLE
+            except (PolicyViolation, LedgerError, sqlite3.Error):
+                self.closed[name] = NOT_READABLE
         self.sites = tuple(study.sites.invited)
 
     @property
