@@ -56,9 +56,16 @@ def test_the_risk_model_is_judged_honestly(found: tuple[Path, dict]) -> None:
 def test_a_model_comes_back_and_outcomes_are_fed_back(found: tuple[Path, dict]) -> None:
     folder, figures = found
     assert figures["model"]["predicted"] == 22
-    assert figures["feedback"] == {"joined": 22, "observed": 2.0, "expected": pytest.approx(2.8, abs=0.2), "verdict": "too few"}
+    assert figures["feedback"] == {
+        "joined": 22,
+        "observed": 2.0,
+        "expected": pytest.approx(2.8, abs=0.2),
+        "verdict": "too few",
+    }
     assert all(Path(path).exists() for path in figures["reports"])
-    assert all((folder / "sites" / site / "quality.html").exists() for site in ("michigan", "indiana", "kentucky", "case"))
+    assert all(
+        (folder / "sites" / site / "quality.html").exists() for site in ("michigan", "indiana", "kentucky", "case")
+    )
 
 
 def test_nothing_row_level_is_in_the_coordinators_folder(found: tuple[Path, dict]) -> None:
@@ -100,7 +107,14 @@ def test_the_numbers_move_when_an_export_is_changed(found: tuple[Path, dict], tm
 
 def test_a_folder_that_is_not_the_demos_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep")
-    command = [sys.executable, "-c", "from medfed.cli.main import run_command; run_command()", "demo", "--folder", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-c",
+        "from medfed.cli.main import run_command; run_command()",
+        "demo",
+        "--folder",
+        str(tmp_path),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "was not made by the demo" in done.stderr.replace("\n", " ")

@@ -413,7 +413,9 @@ def test_a_site_answers_no_more_calls_than_it_approved(tmp_path: Path, study: St
 def test_local_training_from_a_model_that_isolates_a_patient_is_held(tmp_path: Path) -> None:
     from medfed.methods.fedavg import local_training
 
-    study = synthetic_study(["a", "b"], method={"use": "medfed:medfed.methods.fedavg.FedAvg", "settings": {"batch": 200}})
+    study = synthetic_study(
+        ["a", "b"], method={"use": "medfed:medfed.methods.fedavg.FedAvg", "settings": {"batch": 200}}
+    )
     doors = doors_for(tmp_path, study, [])
     inputs = isolating(study, doors)
     model = inputs.pop("beta")

@@ -127,7 +127,9 @@ def _coefficients(federation: Federation, fitted: Mapping[str, Any]) -> dict[str
     """Each site's own coefficients and errors where its policy lets them be seen: for alarms, not for the answer."""
     replies = federation.gather(site_coefficients, scale=fitted["scale"])
     return {
-        site: np.asarray(reply["local_coefficients"]) for site, reply in replies.items() if not isinstance(reply, Failure)
+        site: np.asarray(reply["local_coefficients"])
+        for site, reply in replies.items()
+        if not isinstance(reply, Failure)
     }
 
 

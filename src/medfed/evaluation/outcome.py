@@ -131,7 +131,11 @@ def prediction_figures(
         line = judged["line"]
         if line:
             half = Z95 * line["slope_error"]
-            results[0] |= {"slope": line["slope"], "slope_low": line["slope"] - half, "slope_high": line["slope"] + half}
+            results[0] |= {
+                "slope": line["slope"],
+                "slope_low": line["slope"] - half,
+                "slope_high": line["slope"] + half,
+            }
         by_site = judged.get("by_site") or {}
         for site, reply in by_site.items():
             found = _of_sums(*reply["site_sums"]) | _auc(*reply["site_area"])
@@ -173,7 +177,11 @@ def _left_out(study: Study, evaluation: Mapping[str, Any], tables: Mapping[str, 
             reply = judged["by_site"][site]
             found: Figures = {"method": name, "where": "federated", "site": site}
             found |= _of_sums(*reply["site_sums"]) | _auc(*reply["site_area"])
-            if "pooled" in study.evaluation.compare and len(tables) == len(study.sites.invited) and found["auc"] is not None:
+            if (
+                "pooled" in study.evaluation.compare
+                and len(tables) == len(study.sites.invited)
+                and found["auc"] is not None
+            ):
                 pooled = pooled_leave_one_out(tables, study, site, None if name == "main" else name)
                 exact = auc_of_scores(*predictor_at(tables[site], study, pooled))
                 found["difference_from_pooled"] = abs(exact.value - found["auc"]) if exact is not None else None
@@ -187,7 +195,12 @@ def _roc(site: str, curve: Any) -> Figures:
     used = patients > 0
     true = np.concatenate([[0.0], np.cumsum(events[used]) / events.sum()])
     false = np.concatenate([[0.0], np.cumsum((patients - events)[used]) / (patients - events).sum()])
-    return {"where": "federated", "site": site, "false_positive_rate": false.tolist(), "true_positive_rate": true.tolist()}
+    return {
+        "where": "federated",
+        "site": site,
+        "false_positive_rate": false.tolist(),
+        "true_positive_rate": true.tolist(),
+    }
 
 
 def site_alarms(study: Study, judged: Mapping[str, Any]) -> list[Figures]:
