@@ -14,7 +14,6 @@ from statsmodels.stats.proportion import proportion_confint
 from medfed.evaluation.calibration import (
     brier,
     calibration_line,
-    calibration_table,
     observed_to_expected,
     patients_needed,
     ratios_after_update,
@@ -144,15 +143,6 @@ def test_observed_over_expected_without_rows_has_the_exact_poisson_interval():
     assert observed_to_expected(0, 4.0).low == 0
     with pytest.raises(ValueError, match="positive number of expected"):
         observed_to_expected(0, 0.0)
-
-
-def test_calibration_table_leaves_empty_groups_out_and_has_score_intervals():
-    table = calibration_table([0, 12, 0, 30], [0, 38, 0, 20], [0, 10.0, 0, 31.0])
-    assert table.rows.tolist() == [50, 50]
-    assert table.mean_risk.tolist() == [0.2, 0.62]
-    assert table.rate.tolist() == [0.24, 0.6]
-    low, high = proportion_confint(np.array([12, 30]), 50, method="wilson")
-    np.testing.assert_allclose([table.low, table.high], [low, high])
 
 
 @pytest.mark.parametrize("size, shift, prior_sd", [(50, 0.0, 1.5), (50, 6.0, 1.5), (3, -9.0, 0.5), (1, 40.0, 1.5)])

@@ -4,13 +4,11 @@ import math
 
 import numpy as np
 import pytest
-import statsmodels.stats.api as sms
 from scipy import stats
 from statsmodels.stats.contingency_tables import Table2x2
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
 from medfed.evaluation.intervals import (
-    mean_difference,
     normal_quantile,
     odds_ratio,
     risk_difference,
@@ -69,24 +67,6 @@ def test_two_arm_comparisons_equal_statsmodels(arms):
     assert (difference.low, difference.high) == pytest.approx(
         confint_proportions_2indep(events, rows, reference_events, reference_rows, compare="diff", method="newcomb")
     )
-
-
-def test_mean_difference_equals_welch_of_statsmodels():
-    rng = np.random.default_rng(1)
-    first, second = rng.normal(3, 1, 17), rng.normal(2, 4, 40)
-    found = mean_difference(
-        first.mean(), first.std(ddof=1), len(first), second.mean(), second.std(ddof=1), len(second), level=0.9
-    )
-    compared = sms.CompareMeans.from_data(first, second)
-    assert found.value == pytest.approx(first.mean() - second.mean())
-    assert (found.low, found.high) == pytest.approx(compared.tconfint_diff(alpha=0.1, usevar="unequal"))
-
-
-def test_means_without_spread_leave_no_interval_and_single_rows_are_refused():
-    found = mean_difference(2.0, 0.0, 5, 1.0, 0.0, 5)
-    assert (found.value, found.low, found.high) == (1.0, 1.0, 1.0)
-    with pytest.raises(ValueError, match="at least 2 rows"):
-        mean_difference(2.0, 0.0, 1, 1.0, 1.0, 5)
 
 
 def test_an_empty_cell_leaves_a_ratio_without_a_finite_interval():

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
-from medfed.evaluation.intervals import Estimate, wald, wilson
+from medfed.evaluation.intervals import Estimate, wald
 
 FloatArray = NDArray[np.float64]
 
@@ -171,33 +171,6 @@ def recalibrate(
 ) -> CalibrationLine | None:
     """``calibration_line`` of one set of patients: linear predictors (n,), outcomes 0/1 (n,)."""
     return calibration_line(lambda a, b: recalibration_terms(predictor, outcome, a, b), slope=slope, level=level)
-
-
-@dataclass(frozen=True)
-class CalibrationTable:
-    """By group of risk, each (groups,): patients, events, summed risk, mean risk, observed rate with its interval."""
-
-    rows: FloatArray
-    events: FloatArray
-    expected: FloatArray
-    mean_risk: FloatArray
-    rate: FloatArray
-    low: FloatArray
-    high: FloatArray
-
-
-def calibration_table(
-    events: ArrayLike, nonevents: ArrayLike, expected: ArrayLike, *, level: float = 0.95
-) -> CalibrationTable:
-    """Table from counts and summed risks by group (groups,), as merged for release; empty groups are left out."""
-    event, risk = np.asarray(events, dtype=np.float64), np.asarray(expected, dtype=np.float64)
-    rows = event + np.asarray(nonevents, dtype=np.float64)
-    used = rows > 0
-    event, risk, rows = event[used], risk[used], rows[used]
-    ends = [wilson(e, n, level=level) for e, n in zip(event, rows, strict=True)]
-    return CalibrationTable(
-        rows, event, risk, risk / rows, event / rows, np.array([e.low for e in ends]), np.array([e.high for e in ends])
-    )
 
 
 def updated_intercept(predictor: ArrayLike, outcome: ArrayLike, prior_sd: float = PRIOR_SD) -> float:

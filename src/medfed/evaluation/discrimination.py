@@ -1,13 +1,12 @@
-"""Does the model rank patients rightly? AUC and ROC curve from binned scores, or exactly from scores.
+"""Does the model rank patients rightly? AUC from counts by score bin, or exactly from scores.
 
-What leaves a site are counts of events and non-events by score bin, neighbours merged to the minimum cell; from the
-sums over sites the AUC, its interval and its curve follow. Exact scores are for a site's own eyes, and for public data.
-Bins always run from the lowest score to the highest. Nothing here knows of federation.
+A site's figures rest on counts of events and non-events by score bin, neighbours merged to the minimum cell. Bins run
+from the lowest score to the highest. Nothing here knows of federation.
 """
 
 import math
 from bisect import bisect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,29 +14,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special, stats
 
-from medfed.evaluation.intervals import Estimate, normal_quantile, two_sided_p
+from medfed.evaluation.intervals import normal_quantile, two_sided_p
 
 FloatArray = NDArray[np.float64]
 
 FEWEST_BINS = 3
-
-
-def normal_edges(mean: float, sd: float, bins: int) -> FloatArray:
-    """Interior edges (bins - 1,) that cut a normal law into equally likely bins: a grid from public sums alone.
-
-    Meant for a linear predictor (mean and SD over the training sites) or a covariate (a model's centre and scale).
-    """
-    if bins < 2 or not sd > 0:
-        raise ValueError("a grid needs at least 2 bins and a positive standard deviation")
-    return np.asarray(mean + sd * special.ndtri(np.arange(1, bins) / bins))
-
-
-def counts_by_bin(scores: ArrayLike, outcome: ArrayLike, edges: ArrayLike) -> tuple[FloatArray, FloatArray]:
-    """Events and non-events, each (bins,), of scores (n,) with outcome 0/1 (n,); edges (bins - 1,), increasing."""
-    score, event = _scores(scores, outcome)
-    grid = np.asarray(edges, dtype=np.float64)
-    index = np.searchsorted(grid, score, side="right")
-    return _count(index[event], len(grid) + 1), _count(index[~event], len(grid) + 1)
 
 
 def merge_bins(events: ArrayLike, nonevents: ArrayLike, minimum: int) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -49,7 +30,7 @@ def merge_bins(events: ArrayLike, nonevents: ArrayLike, minimum: int) -> tuple[F
 
     Zero cells are not let through either: "no event among these 12 patients" says something of each of them. Edges
     are tried in one public order, coarse to fine (middle, quarters, eighths, ...), and kept where both sides stay
-    large enough, so that different sites keep the same edges and ``common_bins`` has something left; from the left
+    large enough; from the left
     only where that order ends with fewer than 3 groups. The same counts give the same groups, so asking again reveals
     nothing; a second grid with edges a little apart would, by subtraction: one grid a model and part.
     """
@@ -83,42 +64,6 @@ def totals_of_groups(values: ArrayLike, boundary: ArrayLike) -> FloatArray:
     if end.any():
         totals[end] = _between(value, np.flatnonzero(end))
     return totals
-
-
-@dataclass(frozen=True)
-class CommonBins:
-    """Groups that all shown sites share. events, nonevents: (groups,), true totals over those sites;
-    last_bin: (groups,) index of each group's last bin on the common grid; sites: how many sites are shown."""
-
-    events: FloatArray
-    nonevents: FloatArray
-    last_bin: NDArray[np.intp]
-    sites: int
-
-    def totals(self, values_total: ArrayLike) -> FloatArray:
-        """Another summed quantity (bins,), grouped by ``totals_of_groups`` at every site -> (groups,)."""
-        value = np.asarray(values_total, dtype=np.float64)
-        return _between(value, self.last_bin) if len(self.last_bin) else np.zeros(0)
-
-
-def common_bins(
-    events_total: ArrayLike, nonevents_total: ArrayLike, boundary_total: ArrayLike, sites: int
-) -> CommonBins:
-    """Exact totals over sites in the ranges whose ends every shown site has; arguments are sums of ``merge_bins``.
-
-    events_total, nonevents_total, boundary_total: (bins,); sites: how many answered. A shown site's last bin is
-    always an end, so the last entry of ``boundary_total`` counts the sites shown; those not shown added zeros.
-    Between two shared ends each site's groups lie whole, hence sums there are what unmerged counts would give.
-    """
-    event, nonevent = _pair(events_total, nonevents_total)
-    ends = np.rint(np.asarray(boundary_total, dtype=np.float64))
-    shown = int(ends[-1])
-    if ends.max() > shown or shown > sites:
-        raise ValueError(f"boundaries of {int(ends.max())} sites do not fit {shown} sites shown of {sites}")
-    if shown == 0:
-        return CommonBins(np.zeros(0), np.zeros(0), np.zeros(0, dtype=np.intp), 0)
-    last = np.flatnonzero(ends == shown)
-    return CommonBins(_between(event, last), _between(nonevent, last), last, shown)
 
 
 @dataclass(frozen=True)
@@ -203,56 +148,6 @@ def auc_difference(
     events = by_model[0][0] - by_model[1][0]
     nonevents = by_model[0][1] - by_model[1][1]
     return _difference(value, math.sqrt(events.var(ddof=1) / m + nonevents.var(ddof=1) / n), level)
-
-
-def cautious_difference(
-    first: Auc, second: Auc, *, correlation_at_least: float = -1.0, level: float = 0.95
-) -> AucDifference:
-    """Difference of two binned AUCs on the same patients, whose joint counts no site releases.
-
-    The interval is the widest that ``correlation_at_least`` between the two estimates allows: -1 assumes nothing and
-    always holds DeLong's. Two fits of one model on much the same covariates are positively correlated, so 0 will do for
-    them; for models on different covariates it needn't.
-    """
-    a, b = first.standard_error, second.standard_error
-    variance = a * a + b * b - 2 * correlation_at_least * a * b
-    return _difference(first.value - second.value, math.sqrt(max(variance, 0.0)), level)
-
-
-def within_site_auc(aucs: Sequence[Auc], *, level: float = 0.95) -> Estimate | None:
-    """How well patients are ranked among those of their own site: pairs across sites are not compared.
-
-    Mean of the sites' AUCs weighted by events x non-events / (patients + 1) (van Elteren 1960: the best weights where
-    the score ranks by chance), sites independent. None without a site. It needs no shared edges, so it can be shown
-    where ``common_bins`` has fewer than 3; it doesn't see differences of risk between sites, hence is not the AUC
-    over all patients.
-    """
-    if not aucs:
-        return None
-    share = np.array([auc.events * auc.nonevents / (auc.events + auc.nonevents + 1.0) for auc in aucs])
-    weight = share / share.sum()
-    value = float(weight @ np.array([auc.value for auc in aucs]))
-    error = float(np.sqrt(weight**2 @ np.array([auc.standard_error for auc in aucs]) ** 2))
-    m, n = float(sum(auc.events for auc in aucs)), float(sum(auc.nonevents for auc in aucs))
-    return Estimate(value, *_auc_interval(value, error, m, n, level))
-
-
-@dataclass(frozen=True)
-class RocCurve:
-    """Points (k,) from (0, 0) to (1, 1): share of non-events and of events at or above each bin, highest bin first."""
-
-    false_positive_rate: FloatArray
-    true_positive_rate: FloatArray
-
-
-def roc_points(events: ArrayLike, nonevents: ArrayLike) -> RocCurve | None:
-    """ROC curve of counts (bins,); the area under its straight lines is the AUC. None with one class only."""
-    event, nonevent = _pair(events, nonevents)
-    if event.sum() == 0 or nonevent.sum() == 0:
-        return None
-    used = event + nonevent > 0
-    true, false = np.cumsum(event[used][::-1]), np.cumsum(nonevent[used][::-1])
-    return RocCurve(np.concatenate([[0.0], false / false[-1]]), np.concatenate([[0.0], true / true[-1]]))
 
 
 def _auc_interval(value: float, error: float, m: float, n: float, level: float) -> tuple[float, float]:

@@ -7,7 +7,7 @@ Each function names its source. Where a formula has no finite interval (a zero c
 import math
 from dataclasses import dataclass
 
-from scipy import special, stats
+from scipy import special
 
 
 @dataclass(frozen=True)
@@ -99,31 +99,6 @@ def odds_ratio(
     if min(cells) == 0:
         return _without_interval(across, along)
     return wald_ratio(math.log(across / along), math.sqrt(sum(1 / cell for cell in cells)), level=level)
-
-
-def mean_difference(
-    mean: float,
-    sd: float,
-    rows: float,
-    reference_mean: float,
-    reference_sd: float,
-    reference_rows: float,
-    *,
-    level: float = 0.95,
-) -> Estimate:
-    """Mean minus the reference arm's mean, variances not assumed equal, Student's t (Welch 1947, Satterthwaite 1946).
-
-    sd: sample standard deviations (denominator rows - 1); both arms need at least 2 rows.
-    """
-    if min(rows, reference_rows) < 2:
-        raise ValueError("a difference of means needs at least 2 rows in each arm")
-    own, other = sd**2 / rows, reference_sd**2 / reference_rows
-    difference = mean - reference_mean
-    if own + other == 0:
-        return Estimate(difference, difference, difference)
-    freedom = (own + other) ** 2 / (own**2 / (rows - 1) + other**2 / (reference_rows - 1))
-    half = float(stats.t.ppf(0.5 + level / 2, freedom)) * math.sqrt(own + other)
-    return Estimate(difference, difference - half, difference + half)
 
 
 def _require_counts(events: float, rows: float) -> None:

@@ -79,11 +79,6 @@ def _pooled_here(tables: Mapping[str, StudyTable], study: Study, variant: str | 
     return Here(lambda part: PooledView([table.on(part) for table in tables.values()], study.seed), study, variant)
 
 
-def pooled_fit(tables: Mapping[str, StudyTable], study: Study, variant: str | None = None) -> Mapping[str, Any]:
-    """The study's method on all these tables' rows together: a what-if, only where one process holds them."""
-    return fit(find_method(study, variant), _pooled_here(tables, study, variant))
-
-
 def pooled_figures(
     tables: Mapping[str, StudyTable], study: Study, minimum: Mapping[str, int], variant: str | None = None
 ) -> dict[str, Any]:
