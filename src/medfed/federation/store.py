@@ -33,9 +33,10 @@ class RunnerStore:
         self.folder = folder
         self.path = folder / "runner.db"
         self._lock: int | None = None
+        none_started = FederationError(f"{folder}: no run was ever started here; start one with `medfed run`")
         if read_only:
             if not self.path.exists():
-                raise FederationError(f"{folder}: no run was ever started here; start one with `medfed run`")
+                raise none_started
         else:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = _take_lock(folder)
@@ -45,11 +46,15 @@ class RunnerStore:
                 self.db.execute("pragma journal_mode=wal")
                 self.db.execute(f"pragma synchronous={'full' if durability == 'call' else 'off'}")
                 self.db.executescript(_SCHEMA)
+            made = self.db.execute("select 1 from sqlite_master where name='head'").fetchone()
         except sqlite3.Error as problem:
             self.close()
             raise FederationError(
                 f"{self.path} can't be opened ({problem}); check the disk and the file's owner"
             ) from None
+        if made is None:  # a kill or a full disk between making the file and its last table
+            self.close()
+            raise none_started
 
     def close(self) -> None:
         if hasattr(self, "db"):
