@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from medfed.data.run_mapping import (
     columns_of,
     counts_of,
     mapped_rows,
+    one_row_each,
+    outside_any,
     with_reasons,
     within_range,
 )
@@ -50,13 +53,8 @@ def build_table(site: SiteFolder, study: Study) -> tuple[StudyTable, Quality]:
 
 def _build(site: SiteFolder, study: Study) -> tuple[StudyTable, Quality]:
     key = site.pseudonym_key()
-    source = read_source(site, site.declared.patient.source)
+    source = _source_with_rows(site)
     variables = mapped_variables(site, study, source.table.column_names)
-    if source.table.num_rows == 0:
-        raise MappingError(
-            f"site {site.name!r}: source {site.declared.patient.source!r} has no rows; export it again, or correct "
-            f"`path` in {site.where('sources', site.declared.patient.source)}"
-        )
     with mapped_rows(site, source.table, variables) as rows:
         judged, reasons = with_reasons(site, study, within_range(rows, variables), variables)
         counts = counts_of(judged, reasons, variables)
@@ -78,6 +76,17 @@ def _build(site: SiteFolder, study: Study) -> tuple[StudyTable, Quality]:
         version=table.version,
     )
     return table, quality
+
+
+def _source_with_rows(site: SiteFolder) -> SourceContent:
+    name = site.declared.patient.source
+    source = read_source(site, name)
+    if source.table.num_rows == 0:
+        raise MappingError(
+            f"site {site.name!r}: source {name!r} has no rows; export it again, or correct `path` in "
+            f"{site.where('sources', name)}"
+        )
+    return source
 
 
 def _refuse_none_left(site: SiteFolder, study: Study, counts: Counts) -> None:
@@ -135,30 +144,48 @@ def _lineage(site: SiteFolder, study: Study, source: SourceContent, counts: Coun
     }
 
 
-def read_for_prediction(site: SiteFolder, study: Study) -> tuple[list[str], NDArray[np.float64], NDArray[np.bool_]]:
-    """The site's rows as a model's features, outcomes not needed and nobody dropped for missing ones.
+@dataclass(frozen=True)
+class PredictionRows:
+    """A site's patients as a model sees them: for the site's own people, nothing here is pseudonymised or leaves.
 
-    Returns the site's own patient identifiers, features (n, p) in the study's units with NaN where unknown, and which
-    rows (n,) are complete by the study's rules. For the site's own people: nothing here is pseudonymised or leaves.
+    patients: the site's own identifiers, one row each. features: (n, p) in the study's units, NaN where unknown.
+    complete: (n,) whether nothing is missing that the study's rules need. outside: (n,) whether a value lay outside
+    the study's range (in features it is then NaN) or its cohort.
     """
-    source = read_source(site, site.declared.patient.source)
+
+    patients: list[str]
+    features: NDArray[np.float64]
+    complete: NDArray[np.bool_]
+    outside: NDArray[np.bool_]
+
+
+def read_for_prediction(site: SiteFolder, study: Study) -> PredictionRows:
+    """The site's rows as a model's features, outcomes not needed and nobody dropped for missing ones."""
+    source = _source_with_rows(site)
+    # What is not known yet when a prediction is wanted keeps nobody out.
+    rules = [rule for rule in study.cohort.include if study.variables[rule.variable].role in ("covariate", "cohort")]
     wanted = {column.variable for column in study.design.columns if column.variable}
+    wanted |= {rule.variable for rule in rules}
     variables = mapped_variables(site, study, source.table.column_names, only=wanted)
     with mapped_rows(site, source.table, variables) as rows:
-        patients, columns = columns_of(within_range(rows, variables), variables)
-    complete = np.array([patient is not None for patient in patients], dtype=bool)
+        ranged = one_row_each(site, within_range(rows, variables))
+        patients, columns = columns_of(ranged, variables)
+        outside = outside_any(ranged, variables, rules)
+    complete = np.ones(len(patients), dtype=bool)
     for mapped in variables:
-        if mapped.variable.missing == "drop":
+        if mapped.variable.missing == "drop" or mapped.name in {rule.variable for rule in rules}:
             complete &= ~is_missing(columns[mapped.name])
     features = np.ones((len(patients), len(study.design.columns)))
     for index, column in enumerate(study.design.columns):
         if column.kind != "intercept":
             features[:, index] = feature_column(study, column, columns[column.variable])
-    return [str(patient) for patient in patients], features, complete
+    return PredictionRows([str(patient) for patient in patients], features, complete, outside)
 
 
 def read_outcomes(site: SiteFolder, study: Study, path: Path) -> dict[str, float]:
     """Outcomes from a file in the site's own dialect: patient identifier -> 1 for the event, 0 without."""
+    if not path.is_file():
+        raise MappingError(f"{path} does not exist; give the file that holds the outcomes")
     declared = site.declared
     source = declared.sources[declared.patient.source].model_copy(update={"path": str(path.resolve()), "header": None})
     if path.suffix == ".parquet":

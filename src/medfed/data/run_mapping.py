@@ -3,9 +3,10 @@
 Everything is an Ibis expression; DuckDB is named here and nowhere else.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import ibis
@@ -102,6 +103,15 @@ def outside_of(mapped: Mapped) -> str:
     return f"{mapped.value}_outside"
 
 
+def outside_any(table: ir.Table, variables: list[Mapped], rules: Sequence[Rule]) -> NDArray[np.bool_]:
+    """Which rows (n,) have a value outside its range or the cohort's rules, in the source's order; unknown is neither."""
+    by_name = {mapped.name: table[mapped.value] for mapped in variables}
+    flags = [table[outside_of(mapped)] for mapped in variables if mapped.variable.range is not None]
+    flags += [by_name[rule.variable].notnull() & ~_holds(rule, by_name[rule.variable]) for rule in rules]
+    found = reduce(lambda a, b: a | b, flags, ibis.literal(False)).fill_null(False)
+    return np.asarray(table.order_by(ROW).select(outside=found).to_pyarrow().column("outside").to_numpy(), dtype=np.bool_)
+
+
 def with_reasons(
     site: SiteFolder, study: Study, table: ir.Table, variables: list[Mapped]
 ) -> tuple[ir.Table, list[str]]:
@@ -127,6 +137,12 @@ def with_reasons(
     ]
     numbered = [(broken, ibis.literal(index, "int64")) for index, (_, broken) in enumerate(rules)]
     return table.mutate(**{REASON: ibis.cases(*numbered, else_=ibis.null("int64"))}), [reason for reason, _ in rules]
+
+
+def one_row_each(site: SiteFolder, table: ir.Table) -> ir.Table:
+    """The rows of known patients, one each by the site's rule. MappingError as in ``with_reasons``."""
+    table = table.mutate(another=_another_row(site, table))
+    return table.filter(table[PATIENT].notnull() & ~table["another"])
 
 
 def _another_row(site: SiteFolder, table: ir.Table) -> ir.BooleanValue:

@@ -41,6 +41,24 @@ def predictions_path(site: SiteFolder, model: LinearModel) -> Path:
     return site.folder / "predictions" / f"{model.hash[:16]}.csv"
 
 
+def _given_path(site: SiteFolder, model: LinearModel) -> Path:
+    """Every risk that this model has given here, the latest of each patient."""
+    return predictions_path(site, model).with_suffix(".given.json")
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    """A file of ours at the site, or nothing where there is none. MappingError where it is damaged."""
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            return content
+    except ValueError:
+        pass
+    raise MappingError(f"{path} is damaged; restore it from a backup, or delete it and run `medfed site apply` again")
+
+
 def apply_model(site: SiteFolder, study: Study, model: LinearModel) -> Applied:
     """Predict for every row of the site's source and write a CSV for its clinicians.
 
@@ -51,20 +69,23 @@ def apply_model(site: SiteFolder, study: Study, model: LinearModel) -> Applied:
         raise MappingError(
             f"the model belongs to another study than {study.name!r} as it stands; use the study it came with"
         )
-    patients, raw, complete = read_for_prediction(site, study)
-    outside = model.outside(raw)
+    found = read_for_prediction(site, study)
+    patients, raw, complete = found.patients, found.features, found.complete
+    outside = found.outside | model.outside(raw)
     risk = model.predict(raw)
     low, high = model.interval(raw)
     rows: list[list[str]] = []
     abstained: dict[str, int] = {}
+    given = _stored(_given_path(site, model))
     predicted = 0
     for index, patient in enumerate(patients):
-        note = INCOMPLETE if not complete[index] else OUTSIDE if outside[index] else ""
+        note = OUTSIDE if outside[index] else INCOMPLETE if not complete[index] else ""
         if note:
             abstained[note] = abstained.get(note, 0) + 1
             rows.append([patient, "", "", "", model.hash, note])
         else:
             predicted += 1
+            given[patient] = float(f"{risk[index]:.6f}")
             interval = [f"{low[index]:.6f}", f"{high[index]:.6f}"] if model.has_interval else ["", ""]
             rows.append([patient, f"{risk[index]:.6f}", *interval, model.hash, ""])
     text = io.StringIO()
@@ -74,6 +95,8 @@ def apply_model(site: SiteFolder, study: Study, model: LinearModel) -> Applied:
     path = predictions_path(site, model)
     path.parent.mkdir(mode=0o700, exist_ok=True)
     write_atomically(path, text.getvalue().encode("utf-8-sig"), mode=0o600)
+    # Outcomes come later than the next export: every risk that was given is kept for them.
+    write_atomically(_given_path(site, model), json.dumps(given).encode(), mode=0o600)
     reference = path.with_suffix(".inputs.json")
     if not reference.exists():
         write_atomically(reference, json.dumps(_input_table(study, model, raw[complete])).encode(), mode=0o600)
@@ -110,12 +133,11 @@ class FedBack:
 
 
 def read_predictions(site: SiteFolder, model: LinearModel) -> dict[str, float]:
-    """Patient -> predicted risk, from the site's own file."""
-    path = predictions_path(site, model)
-    if not path.exists():
+    """Patient -> the latest risk that this model gave here."""
+    given = _stored(_given_path(site, model))
+    if not given:
         raise MappingError(f"site {site.name!r} has no predictions by this model; run `medfed site apply` first")
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        return {row["patient"]: float(row["risk"]) for row in csv.DictReader(file) if row["risk"]}
+    return given
 
 
 def feed_back(site: SiteFolder, study: Study, model: LinearModel, outcomes: Path) -> FedBack:
@@ -123,10 +145,12 @@ def feed_back(site: SiteFolder, study: Study, model: LinearModel, outcomes: Path
 
     Outcomes fed back earlier are kept; a later one for the same patient replaces them.
     """
+    if model.kind != "logistic":
+        raise MappingError("outcomes are compared with risks, and this model predicts a number, not a risk")
     predictions = read_predictions(site, model)
     fresh = read_outcomes(site, study, outcomes)
     path = site.folder / "feedback" / f"{model.hash[:16]}.json"
-    stored: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+    stored: dict[str, float] = _stored(path)
     unmatched = sum(patient not in predictions for patient in fresh)
     stored |= {patient: outcome for patient, outcome in fresh.items() if patient in predictions}
     if not stored:
@@ -149,9 +173,8 @@ def _sums(predictions: Mapping[str, float], outcomes: Mapping[str, float]) -> Ri
 
 def watch_inputs(site: SiteFolder, study: Study, model: LinearModel) -> list[InputDrift]:
     """Inputs of the site's present source against those at the model's first application here."""
-    path = predictions_path(site, model).with_suffix(".inputs.json")
-    if not path.exists():
+    reference = _stored(predictions_path(site, model).with_suffix(".inputs.json"))
+    if not reference:
         raise MappingError(f"site {site.name!r} has not applied this model yet; run `medfed site apply` first")
-    reference = json.loads(path.read_text())
-    _, raw, complete = read_for_prediction(site, study)
-    return input_drift(reference, _input_table(study, model, raw[complete]))
+    found = read_for_prediction(site, study)
+    return input_drift(reference, _input_table(study, model, found.features[found.complete]))
