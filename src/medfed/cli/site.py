@@ -22,7 +22,7 @@ from medfed.evaluation.study_run import step_names, steps_of
 from medfed.federation.approval import MOST_CALLS, packages_of
 from medfed.federation.approval import approve as sign_approval
 from medfed.federation.approval import revoke as sign_revocation
-from medfed.federation.keys import load_signing_key, public_hex, write_signing_key
+from medfed.federation.keys import SIGNING_KEY, load_signing_key, public_hex, write_signing_key
 from medfed.federation.ledger import heads_of, open_store, rows_of, sign_head, verify_ledger
 from medfed.federation.policy import POLICY_TEMPLATE, load_policy
 from medfed.federation.preview import Preview
@@ -59,10 +59,15 @@ def init(
     name: Annotated[str, typer.Option(help="The site's name, as studies invite it: a-z, 0-9, hyphen.")],
     title: Annotated[str, typer.Option(help="The institution's name for people.")] = "",
 ) -> None:
-    """Make a site's folder: site.yaml and policy.yaml to edit, and the site's keys (readable by you alone)."""
+    """Make a site's folder: site.yaml and policy.yaml to edit, and the site's keys (readable by you alone).
+
+    A policy and keys that are there already are kept.
+    """
     init_site(folder, name, title)
-    write_atomically(folder / "policy.yaml", POLICY_TEMPLATE.encode())
-    key = write_signing_key(folder / "keys")
+    if not (folder / "policy.yaml").exists():
+        write_atomically(folder / "policy.yaml", POLICY_TEMPLATE.encode())
+    keys = folder / "keys"
+    key = load_signing_key(keys) if (keys / SIGNING_KEY).exists() else write_signing_key(keys)
     out.print(f"{folder} is ready. Edit site.yaml (mapping) and policy.yaml (what may leave).", soft_wrap=True)
     out.print(f"Public key of this site, for the coordinator: {public_hex(key)}", soft_wrap=True)
 
