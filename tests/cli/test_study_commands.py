@@ -104,4 +104,6 @@ def test_an_unknown_language_is_refused(study: Path) -> None:
 def test_help_and_version_are_there() -> None:
     assert done("--version").out.startswith("medfed ")
     assert "approve" in medfed("site", "--help").out
-    assert medfed("study", "chekc", "x").code == 2
+    wrong = medfed("study", "chekc", "x")
+    assert (wrong.code, wrong.out) == (2, "")
+    assert "chekc" in wrong.err
