@@ -1,8 +1,11 @@
 """The embedded engine over site folders on this machine: each site keeps its own store, keys, policy and ledger."""
 
+import logging
+import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from io import TextIOWrapper
 from pathlib import Path
 
 from medfed.data.build import open_table
@@ -15,6 +18,8 @@ from medfed.federation.keys import load_signing_key, public_hex
 from medfed.federation.ledger import Durability
 from medfed.federation.policy import load_policy
 from medfed.study import Study
+
+log = logging.getLogger("medfed.site")
 
 NO_TABLE = "the site has not built its table for this version of the study"
 TABLE_CHANGED = (
@@ -36,6 +41,19 @@ def open_doors(
     """A site's door for one study, over its own ledger. Raises MappingError or PolicyViolation where it can't open."""
     access = Access(open_table(site, study), load_policy(site.policy_path), load_signing_key(site.keys))
     return Doors(site.ledger_path, {site.name: access}, study, durability=durability, clock=clock)
+
+
+class _SiteLog(logging.FileHandler):
+    """A site's own log, readable by its owner only: what a step said when it failed may quote a record."""
+
+    def __init__(self, site: SiteFolder) -> None:
+        super().__init__(site.folder / "site.log", encoding="utf-8", delay=True)
+        self.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        self.addFilter(lambda record: isinstance(record.args, tuple) and record.args[:1] == (site.name,))
+
+    def _open(self) -> TextIOWrapper:
+        handle = os.open(self.baseFilename, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        return os.fdopen(handle, "a", encoding="utf-8")
 
 
 def find_sites(consortium: Path) -> dict[str, SiteFolder]:
@@ -69,6 +87,7 @@ class SiteFolders:
         self.folders = find_sites(consortium)
         self.doors: dict[str, Doors] = {}
         self.closed: dict[str, str] = {}
+        self._logs: list[_SiteLog] = []
         for name in study.sites.invited:
             if name not in self.folders:
                 self.closed[name] = NOT_HERE
@@ -80,6 +99,9 @@ class SiteFolders:
                 self.closed[name] = TABLE_CHANGED if built else NO_TABLE
             except (PolicyViolation, LedgerError, sqlite3.Error):
                 self.closed[name] = NOT_READABLE
+            else:
+                self._logs.append(_SiteLog(self.folders[name]))
+                log.addHandler(self._logs[-1])
         self.sites = tuple(study.sites.invited)
 
     @property
@@ -103,3 +125,6 @@ class SiteFolders:
     def close(self) -> None:
         for door in self.doors.values():
             door.store.db.close()
+        for handler in self._logs:
+            log.removeHandler(handler)
+            handler.close()
