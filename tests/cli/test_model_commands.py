@@ -1,6 +1,8 @@
 """medfed site apply, feedback and drift: the model that a run wrote, back at a hospital."""
 
 import csv
+import errno
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 from consortium_folder import STUDY, approve_all, contents, done, export, make_sites, patients_of, refused
 
+from medfed.cli import site as site_module
 from medfed.study import load_study
 
 
@@ -141,3 +144,17 @@ def test_init_beside_a_policy_and_keys_keeps_them(tmp_path: Path) -> None:
     assert (site / "policy.yaml").read_text() == "minimum_cell: 25\n"
     assert contents(site / "keys") == keys
     assert first.splitlines()[-1] == again.splitlines()[-1], "the same public key"
+
+
+def test_init_can_be_run_again_after_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = tmp_path / "site"
+
+    def full(folder: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+    with monkeypatch.context() as disk:
+        disk.setattr(site_module, "write_signing_key", full)
+        assert "No space left on device" in refused("site", "init", site, "--name", "first")
+    assert not (site / "site.yaml").exists()
+    done("site", "init", site, "--name", "first")
+    assert done("site", "ledger", site, "--json").json == []

@@ -63,11 +63,15 @@ def init(
 
     A policy and keys that are there already are kept.
     """
-    init_site(folder, name, title)
-    if not (folder / "policy.yaml").exists():
-        write_atomically(folder / "policy.yaml", POLICY_TEMPLATE.encode())
-    keys = folder / "keys"
-    key = load_signing_key(keys) if (keys / SIGNING_KEY).exists() else write_signing_key(keys)
+    made = init_site(folder, name, title)
+    try:
+        if not (folder / "policy.yaml").exists():
+            write_atomically(folder / "policy.yaml", POLICY_TEMPLATE.encode())
+        keys = folder / "keys"
+        key = load_signing_key(keys) if (keys / SIGNING_KEY).exists() else write_signing_key(keys)
+    except (OSError, PolicyViolation):
+        made.unlink()  # so that init can be run again
+        raise
     out.print(f"{folder} is ready. Edit site.yaml (mapping) and policy.yaml (what may leave).", soft_wrap=True)
     out.print(f"Public key of this site, for the coordinator: {public_hex(key)}", soft_wrap=True)
 
