@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,12 @@ def facts(folder: Path, run: str) -> tuple[Any, Any]:
     model = load_model(folder / "coordinator" / "runs" / run / "model.medfed")
     released = []
     for name in SITES:
-        with sqlite3.connect(folder / "sites" / name / "ledger.db") as db:
+        with closing(sqlite3.connect(folder / "sites" / name / "ledger.db")) as db:
             verify_ledger(db, name)
             rows = db.execute(
                 "select c.key, l.payload, l.amount, l.charge from ledger l join call c on c.id=l.call"
                 " where l.kind='release' and (c.run=? or c.run like ?)", (run, f"{run}/%"),
             ).fetchall()  # fmt: skip
-        db.close()
         keys = [key for key, *_ in rows]
         assert len(keys) == len(set(keys)), "a question was answered twice"
         released.append(sorted((key.replace(f"|{run}|", "|").replace(f"|{run}/", "|/"), *more) for key, *more in rows))
@@ -100,9 +100,16 @@ def test_a_killed_run_is_interrupted_and_resume_ends_with_the_same_numbers(
     assert status["open_round"] == status["rounds_finished"] + 1
     assert "interrupted" in done("status", "-c", folder).out
     assert "go on with `medfed resume`" in done("status", "-c", folder).out
+    damaged = folder.parent / "damaged"
+    shutil.copytree(folder, damaged)
     assert done("resume", "-c", folder, "--durability", "process", "--json").json["run"] == "first"
     assert facts(folder, "first") == undisturbed[1]
     assert done("status", "-c", folder, "--json").json[0]["state"] == "finished"
+    with closing(sqlite3.connect(damaged / "coordinator" / "runner.db")) as db:
+        db.execute("update checkpoint set state=substr(state, 1, 100)")
+        db.commit()
+    sentence = refused("resume", "first", "-c", damaged)
+    assert "is truncated or damaged; restore the coordinator's folder from a backup, or start a new run" in sentence
 
 
 def test_ctrl_c_stops_in_a_sentence_and_resume_ends_with_the_same_numbers(
