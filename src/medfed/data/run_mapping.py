@@ -109,7 +109,9 @@ def outside_any(table: ir.Table, variables: list[Mapped], rules: Sequence[Rule])
     flags = [table[outside_of(mapped)] for mapped in variables if mapped.variable.range is not None]
     flags += [by_name[rule.variable].notnull() & ~_holds(rule, by_name[rule.variable]) for rule in rules]
     found = reduce(lambda a, b: a | b, flags, ibis.literal(False)).fill_null(False)
-    return np.asarray(table.order_by(ROW).select(outside=found).to_pyarrow().column("outside").to_numpy(), dtype=np.bool_)
+    return np.asarray(
+        table.order_by(ROW).select(outside=found).to_pyarrow().column("outside").to_numpy(), dtype=np.bool_
+    )
 
 
 def with_reasons(
