@@ -121,15 +121,17 @@ def unpack(data: bytes) -> dict[str, Any]:
             end = max(end, 8 + length + stop)
         if end != len(data):
             raise ValueError("bytes behind the last array")
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        tree: dict[str, Any] = {}
+        for name, value in items:
+            *path, last = name.split("/")
+            node = tree
+            for step in path:
+                node = node.setdefault(step, {})
+            if last in node:
+                raise ValueError("a name stands twice")
+            node[last] = value
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise LedgerError(f"stored bytes are damaged or truncated ({error}); restore them from a backup") from None
-    tree: dict[str, Any] = {}
-    for name, value in items:
-        *path, last = name.split("/")
-        node = tree
-        for step in path:
-            node = node.setdefault(step, {})
-        node[last] = value
     return tree
 
 

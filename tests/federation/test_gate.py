@@ -32,8 +32,12 @@ from medfed.study import Study, study_from_dict
 
 PLUGIN = {"packages": {"medfed": {}, "medfed-test-plugin": {}}, "steps": ["medfed:*", "medfed-test-plugin:*"]}
 DEFAULT = Policy.model_validate(PLUGIN)
+ANY_SLOPE = DEFAULT.model_copy(update={"steepest": 1e12})
 OPEN = Policy.model_validate(
-    {**PLUGIN, **dict(minimum_cell=1, minimum_patients=1, values_per_patient=GENEROUS, site_terms_visible=True)}
+    {
+        **PLUGIN,
+        **dict(minimum_cell=1, minimum_patients=1, values_per_patient=GENEROUS, site_terms_visible=True, steepest=1e12),
+    }
 )
 
 
@@ -99,7 +103,11 @@ def test_a_release_that_breaks_its_declaration_is_held(
     doors = doors_for(tmp_path, study, [asked])
     before = doors.store.db.execute("select count(*) from ledger").fetchone()
     assert reason(ask(doors, asked)) == expected
-    assert doors.store.db.execute("select count(*) from ledger").fetchone() == before, "nothing is sealed"
+    releases = doors.store.db.execute("select count(*) from ledger where kind='release'").fetchone()
+    assert releases == (0,), "nothing is released"
+    assert doors.store.db.execute("select count(*) from ledger").fetchone()[0] == before[0] + 1, (
+        "the refusal is counted"
+    )
 
 
 def test_a_row_leaves_where_the_watch_is_switched_off(tmp_path: Path, study: Study) -> None:
@@ -129,9 +137,9 @@ def test_an_extreme_input_is_refused_by_the_steps_limit(tmp_path: Path, study: S
 
 
 def test_a_site_may_set_a_stricter_input_limit(tmp_path: Path, study: Study) -> None:
-    doors = doors_for(tmp_path, study, [], Policy(input_limits={"beta": 2.0}))
-    assert "limit of 2" in reason(ask(doors, newton.logistic_terms, **newton_inputs(study, 3.0)))
-    assert isinstance(ask(doors, newton.logistic_terms, ordinal=1, **newton_inputs(study, 1.0)), Answer)
+    doors = doors_for(tmp_path, study, [], Policy(input_limits={"beta": 0.5}))
+    assert "limit of 0.5" in reason(ask(doors, newton.logistic_terms, **newton_inputs(study, 0.8)))
+    assert isinstance(ask(doors, newton.logistic_terms, ordinal=1, **newton_inputs(study, 0.3)), Answer)
 
 
 def isolating(study: Study, doors: Doors) -> dict[str, Any]:
@@ -145,8 +153,16 @@ def isolating(study: Study, doors: Doors) -> dict[str, Any]:
     return {"beta": beta, "centre": centre, "scale": np.ones(p)}
 
 
-def test_a_question_that_isolates_a_patient_is_held(tmp_path: Path, study: Study) -> None:
+def test_a_model_as_steep_as_a_threshold_is_refused_from_public_numbers(tmp_path: Path, study: Study) -> None:
     doors = doors_for(tmp_path, study, [])
+    assert "so steep" in reason(ask(doors, newton.logistic_terms, **isolating(study, doors)))
+    tiny = newton_inputs(study, 0.0) | {"scale": np.array([1.0, 1e-308, 1, 1, 1])}
+    assert "blows features up" in reason(ask(doors, newton.logistic_terms, **tiny))
+    assert doors.store.db.execute("select count(*) from ledger where kind<>'approval'").fetchone()[0] == 0
+
+
+def test_a_question_that_isolates_a_patient_is_held(tmp_path: Path, study: Study) -> None:
+    doors = doors_for(tmp_path, study, [], ANY_SLOPE)
     assert reason(ask(doors, newton.logistic_terms, **isolating(study, doors))) == gate.CONCENTRATED
 
 
@@ -416,7 +432,7 @@ def test_local_training_from_a_model_that_isolates_a_patient_is_held(tmp_path: P
     study = synthetic_study(
         ["a", "b"], method={"use": "medfed:medfed.methods.fedavg.FedAvg", "settings": {"batch": 200}}
     )
-    doors = doors_for(tmp_path, study, [])
+    doors = doors_for(tmp_path, study, [], ANY_SLOPE)
     inputs = isolating(study, doors)
     model = inputs.pop("beta")
     assert reason(ask(doors, local_training, model=model, **inputs)) == gate.CONCENTRATED
@@ -427,7 +443,7 @@ def test_a_calibration_line_as_steep_as_a_threshold_is_held(tmp_path: Path) -> N
     from medfed.evaluation.steps import calibration_terms
 
     study = synthetic_study(["a", "b"], parts={"kind": "folds", "folds": 2}, evaluation={"design": "cross_validation"})
-    doors = doors_for(tmp_path, study, [calibration_terms], rows=200)
+    doors = doors_for(tmp_path, study, [calibration_terms], ANY_SLOPE, rows=200)
     p = len(study.design.columns)
     model = np.tile(np.concatenate([[0.0], np.ones(p - 1)]), (2, 1))
     inputs = {"models": model, "centres": np.zeros((2, p)), "scales": np.ones((2, p)), "part": "test"}

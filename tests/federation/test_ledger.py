@@ -83,7 +83,8 @@ def test_a_chain_written_anew_does_not_meet_the_signed_head(
     for row in list(rows_of(db, "a")):
         amount = 1 if row["number"] == 3 else row["amount"]
         previous = row_hash(
-            previous, "a", row["number"], row["kind"], row["key"], row["subject"] or "", row["digest"], row["payload"],
+            previous, "a", row["number"], row["kind"], row["key"], row["study"] or "", row["part"] or "",
+            row["subject"] or "", row["digest"], row["payload"],
             row["size"], amount, row["charge"], row["spent"], row["at"],
         )  # fmt: skip
         db.execute("update ledger set amount=?, hash=? where site='a' and number=?", (amount, previous, row["number"]))

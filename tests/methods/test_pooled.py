@@ -34,7 +34,7 @@ def study_of(frame: pd.DataFrame, outcome: str, method: str, settings: dict[str,
     variables: dict[str, Any] = {}
     for name in frame:
         low, high = float(frame[name].min()), float(frame[name].max())
-        number = {"meaning": name, "type": "number", "unit": "1", "range": [low - 1, high + 1]}
+        number = {"meaning": name, "type": "number", "unit": "1", "range": [low - 0.1 * (high - low) - 1e-9, high + 0.1 * (high - low) + 1e-9]}
         if name != outcome:
             variables[str(name)] = {**number, "role": "covariate", "missing": "mean"}
         elif binary:
@@ -133,8 +133,8 @@ def test_ridge_equals_scikit_learn(tmp_path: Path, cancer: pd.DataFrame) -> None
 
 
 def test_standardisation_equals_pandas(tmp_path: Path, cancer: pd.DataFrame) -> None:
-    frame = cancer.copy()
-    frame.loc[::7, "mean_texture"] = np.nan
+    frame = pd.concat([cancer, cancer], ignore_index=True)
+    frame.loc[::2, "mean_texture"] = np.nan
     study = study_of(frame, "malignant", "standardise.Standardise", {})
     result = run(tmp_path, study, tables_of(study, frame, "malignant"))
     x = frame.drop(columns="malignant")

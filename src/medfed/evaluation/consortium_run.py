@@ -52,10 +52,10 @@ def run_consortium(
             listener=listener,
             public_keys=engine.public_keys,
         )
-        started = datetime.now(UTC).isoformat(timespec="seconds")
         with closing(runner):
             result = runner.execute(StudyRun(study), run)
             heads = runner.store.heads()
+            started = next(row["started"] for row in runner.store.runs() if row["run"] == run)
         report = _report(study, run, engine, result, heads, started)
         folder = consortium / "coordinator" / "runs" / run
         models = _write_models(folder, study, run, result, report)

@@ -23,9 +23,9 @@ FloatArray = NDArray[np.float64]
 
 CURVE_GROUPS = 10
 _TAKES = {
-    "models": Input("folds,p", limit=50, model=True),
-    "centres": Input("folds,p", limit=1e9, model=True),
-    "scales": Input("folds,p", limit=1e9, model=True),
+    "models": Input("folds,p", limit=50, model=True, meaning="coefficients"),
+    "centres": Input("folds,p", limit=1e9, model=True, meaning="centre"),
+    "scales": Input("folds,p", limit=1e9, model=True, meaning="scale"),
 }
 LARGEST_PREDICTOR = 30.0
 
@@ -39,7 +39,7 @@ def predictors(
     if len(models) > 1:
         fold = site.table.arrays("fold")[0].astype(np.int64)
     x = (features - centres[fold]) / scales[fold]
-    x[~np.isfinite(x)] = 0.0
+    x[np.isnan(features)] = 0.0
     predictor = np.einsum("ij,ij->i", x, models[fold])
     return np.clip(predictor, -LARGEST_PREDICTOR, LARGEST_PREDICTOR), outcome
 
@@ -85,7 +85,7 @@ def figures(predictor: FloatArray, outcome: FloatArray, minimum: int) -> dict[st
 def overall(site: Site, *, models: FloatArray, centres: FloatArray, scales: FloatArray) -> Out:
     """Sums behind AUC (within sites), O/E, Brier score, log-loss and accuracy."""
     predictor, outcome = predictors(site, models, centres, scales)
-    return Out(figures(predictor, outcome, site.minimum_cell))
+    return Out(figures(predictor, outcome, site.minimum_cell), effective_patients=_effective(predictor))
 
 
 @step(
@@ -139,8 +139,14 @@ def site_report(site: Site, *, models: FloatArray, centres: FloatArray, scales: 
             "local_area": _area_values(own, outcome, minimum) if known else np.zeros(3),
             "local_sums": _sum_values(own, outcome) if known else np.zeros(6),
             "difference": np.array([*found, 1.0]) if found is not None else np.zeros(3),
-        }
+        },
+        effective_patients=_effective(predictor),
     )
+
+
+def _effective(predictor: FloatArray) -> FloatArray:
+    risk = sigmoid(predictor)
+    return effective_patients(risk * (1 - risk))
 
 
 def _area_values(predictor: FloatArray, outcome: FloatArray, minimum: int) -> FloatArray:
@@ -169,7 +175,7 @@ def risk_groups(predictor: FloatArray, outcome: FloatArray, minimum: int) -> Flo
 
 @step(
     reads=("train",),
-    takes={"scale": Input("p", limit=1e9)},
+    takes={"scale": Input("p", limit=1e9, meaning="scale")},
     releases={"local_coefficients": Reply("2,p", limit=1e6, site_terms=True)},
 )
 def site_coefficients(site: Site, *, scale: FloatArray) -> Out:

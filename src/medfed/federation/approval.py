@@ -4,6 +4,7 @@ import json
 import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import date
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -66,6 +67,10 @@ def approve(
     officer: str = "",
 ) -> Head:
     """Sign an approval and write it into the ledger. ``until``: the last day, ISO (2027-06-30)."""
+    try:
+        until = date.fromisoformat(until).isoformat()
+    except ValueError:
+        raise PolicyViolation(f"an approval ends on a day like 2027-06-30, not {until!r}") from None
     approval = Approval(
         site, study.hash, study.name, until, table_version, tuple(steps), tuple(packages), most_calls, officer
     )
@@ -108,7 +113,9 @@ def approvals_for(
         kind, data = latest.get(site, ("none", b""))
         if kind == "approval":
             try:
-                standing[site] = read_approval(data, key)
+                approval = read_approval(data, key)
+                mine = approval.site == site and approval.study == study_hash
+                standing[site] = approval if mine else "the site's approval is of another study or site"
             except (PolicyViolation, ValueError, KeyError, TypeError):
                 standing[site] = "the site's approval is damaged or not signed by its key"
         elif kind == "revocation":

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import time
 from pathlib import Path
 
 from medfed.canonical import write_atomically
@@ -42,11 +43,12 @@ class BlobFolder:
             raise LedgerError(f"{path} is not what was sealed; restore it from a backup")
         return content
 
-    def drop_all_but(self, names: set[str]) -> None:
-        """Remove files that no row names any more."""
+    def drop_all_but(self, names: set[str], *, older_than_seconds: float = 3600.0) -> None:
+        """Remove files that no row names any more. Young ones may be about to be named by another process."""
         if not self.folder.exists():
             return
+        limit = time.time() - older_than_seconds
         for entry in os.scandir(self.folder):
-            if entry.name not in names and not entry.name.startswith("."):
+            if entry.name not in names and not entry.name.startswith(".") and entry.stat().st_mtime < limit:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(entry.path)

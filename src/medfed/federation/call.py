@@ -12,7 +12,8 @@ from medfed.canonical import digest, pack, unpack
 from medfed.errors import PolicyViolation
 from medfed.federation.step import Step, bind, shape_of
 
-RUN_PATH = re.compile(r"[A-Za-z0-9._-]{1,80}(/[0-9]{1,9}/[A-Za-z0-9._=-]{1,80})*")
+RUN_PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}(/[0-9]{1,9}/[A-Za-z0-9._=-]{1,80})*")
+PART = re.compile(r"(all|train|valid|test)(:(0|[1-9][0-9]{0,3}))?")
 Protection = Literal["plain", "secure"]
 Phase = Literal["answer", "seal", "open", "head"]
 
@@ -128,5 +129,6 @@ def check_one_input(name: str, value: Any, step: Step, sizes: Mapping[str, Any],
     wanted = shape_of(step.takes[name].shape, sizes)
     if array.dtype.kind not in "fiub" or array.shape != wanted:
         raise PolicyViolation(f"input {name!r} has shape {array.shape}, {wanted} is declared")
-    if not np.all(np.abs(array) <= limit):
+    # As floats: the least integer has no absolute value of its own kind.
+    if not np.all(np.abs(array.astype(np.float64)) <= limit):
         raise PolicyViolation(f"input {name!r} passes its limit of {limit:g}: an extreme input can isolate a patient")

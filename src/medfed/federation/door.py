@@ -5,7 +5,7 @@ if and only if it is sealed; the ledger row, its bytes and what is kept become f
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from medfed.canonical import digest, pack, pack_rows
 from medfed.data.table import StudyTable
-from medfed.errors import PolicyViolation
+from medfed.errors import MedfedError, PolicyViolation
 from medfed.federation import gate
 from medfed.federation.approval import Approval, approvals_for
-from medfed.federation.call import RUN_PATH, Answer, Call, Failure, Own, check_inputs, check_one_input
+from medfed.federation.call import PART, RUN_PATH, Answer, Call, Failure, Own, check_inputs, check_one_input
 from medfed.federation.execution import Execution
 from medfed.federation.ledger import Durability, Head, sign_head
 from medfed.federation.packages import Package, find_step, installed_package
@@ -89,7 +89,8 @@ class Doors:
         self.store = SiteStore(store, durability)
         tables = {site: access.table for site, access in sites.items()}
         policies = {site: access.policy for site, access in sites.items()}
-        self.execution = Execution(study, tables, policies, self.store, twins=twins)
+        secrets = {site: access.key.private_bytes_raw() for site, access in sites.items()}
+        self.execution = Execution(study, tables, policies, self.store, twins=twins, secrets=secrets)
         self._keys = {site: access.key for site, access in sites.items()}
         self._approvals: dict[str, Approval | str] = {}
         self._approvals_at: int | None = None
@@ -109,16 +110,21 @@ class Doors:
         now = self.clock()
         if call.phase == "head":
             return {site: self._signed_head(site) for site in own}
+        self._refresh_approvals()
+        today = now.date().isoformat()
+        for site in own:
+            if reason := self._not_approved(site, today):
+                out[site] = Failure("refused", reason)
+        if len(out) == len(own):
+            return out
         try:
             step, sizes = self._verify(call)
-        except PolicyViolation as problem:
-            return {site: Failure("refused", str(problem)) for site in own}
+        except MedfedError as problem:
+            return out | {site: Failure("refused", str(problem)) for site in own if site not in out}
         digests = {site: self._digest(call, mine) for site, mine in own.items()}
-        for site, (sealed, data) in self.store.sealed(call.key, own).items():
-            out[site] = Answer(data) if sealed == digests[site] else Failure("refused", OTHER_QUESTION)
-        self._refresh_approvals()
+        for site, (sealed, found) in self.store.sealed(call.key, [site for site in own if site not in out]).items():
+            out[site] = found if sealed == digests[site] else Failure("refused", OTHER_QUESTION)
         names: list[str] = []
-        today = now.date().isoformat()
         cost = self.cost(step, call)
         # A site that passed every rule for this kind of call passes again, unless its approvals or the day changed.
         passed = self._passed.setdefault((call.run.partition("/")[0], call.step, call.part, call.roster, today), set())
@@ -140,10 +146,17 @@ class Doors:
             return out
         names, release, keep, local, effective, failed = self.execution.run(call, step, sizes, names, own)
         out |= failed
+        at = now.isoformat(timespec="seconds")
+        if failed:
+            self._count(self.store.record_failures(call, sorted(failed), at=at))
         if not names:
             return out
         names, coded, keep, local, amount, held = self._gate(call, step, sizes, names, release, keep, local, effective)
         out |= held
+        if held:
+            # A refusal that depends on the data tells something: it is sealed, counted, and the same on a retry.
+            reasons = {site: failure.reason for site, failure in held.items() if isinstance(failure, Failure)}
+            self._count(self.store.record_refusals(call, reasons, digests, at=at))
         if not names:
             return out
         blobs = pack_rows(coded)
@@ -152,15 +165,20 @@ class Doors:
         )
         over = self.store.seal(
             call, step, names, digests=digests, blobs=blobs, keep=keep, local=local, own=own, cost=cost, amount=amount,
-            at=now.isoformat(timespec="seconds"), budgets={site: self.sites[site].policy.budget for site in names},
+            at=at, budgets={site: self.sites[site].policy.budget for site in names},
             cohorts={site: self.execution.view(site, call.part) for site in names},
             opened=opened,
         )  # fmt: skip
+        if over is None:  # another process sealed under this key meanwhile: what it sealed is the answer
+            return out | self.answer(call, {site: own[site] for site in names})
+        self._count([site for site in names if site not in over])
+        if self.store.new_cohort:
+            self._rows_judged.clear()
+            self._passed.clear()
         for index, site in enumerate(names):
             if site in over:
                 out[site] = Failure("refused", OVER_BUDGET)
             else:
-                self._answered[site] = self._answered.get(site, 0) + 1
                 out[site] = Answer(blobs[index], {name: value[index] for name, value in coded.items()})
         return out
 
@@ -173,6 +191,12 @@ class Doors:
             raise PolicyViolation("this site sums in plain; a call that says otherwise is not answered")
         if not RUN_PATH.fullmatch(call.run) or call.round < 0 or call.ordinal < 0:
             raise PolicyViolation("the call does not name a run, a round and an ordinal as medfed writes them")
+        if not PART.fullmatch(call.part):
+            raise PolicyViolation(f"there is no part {call.part!r}")
+        if len(set(call.roster)) < len(call.roster):
+            raise PolicyViolation("the roster names a site twice")
+        if not any(isinstance(a, Approval) and call.step in a.steps for a in self._approvals.values()):
+            raise PolicyViolation(NOT_APPROVED_STEP)  # before anything is imported under that name
         step = find_step(call.step)
         if call.variant is not None and call.variant not in self.study.variants:
             raise PolicyViolation(f"the approved study has no variant {call.variant!r}")
@@ -187,13 +211,12 @@ class Doors:
     ) -> str | None:
         access = self.sites[site]
         approval = self._approvals[site]
-        if isinstance(approval, str):
-            return approval
-        if today > approval.until:
-            return "the site's approval of this study has ended"
+        assert isinstance(approval, Approval)
+        if site not in call.roster:
+            return "the site is asked but is not on the roster"
         if self._answered.get(site, 0) >= approval.most_calls:
             return ENOUGH_CALLS
-        alone = call.roster == (site,)
+        alone = set(call.roster) == {site}
         key = (site, call.run.partition("/")[0], call.step, alone)
         if key not in self._verdicts:
             self._verdicts[key] = self._refuses_step(access, approval, call, step, alone)
@@ -208,12 +231,15 @@ class Doors:
                 if name not in step.takes:
                     raise PolicyViolation(f"the call brings an input {name!r} that the step does not declare")
                 check_one_input(name, value, step, sizes, limit=step.takes[name].limit)
+            gate.check_steepness(step, {**call.inputs, **own.each}, self.study, access.policy)
             for name, limit in access.policy.input_limits.items():
                 if name in step.takes:
                     value = own.each[name] if name in own.each else call.inputs[name]
                     check_one_input(name, value, step, sizes, limit=limit)
         except PolicyViolation as problem:
             return str(problem)
+        if access.table.on(call.part).rows > self.study.rows_at_most:
+            return "the site has more rows than the study's rows_per_site allows for"
         rows = (site, call.part, call.protection)
         if rows not in self._rows_judged:
             self._rows_judged[rows] = self._judge_rows(site, call)
@@ -226,6 +252,17 @@ class Doors:
             if opened[1] not in seen and len(seen) >= named:
                 return TOO_MANY_MODELS
         return None
+
+    def _not_approved(self, site: str, today: str) -> str | None:
+        """Why the site does not answer this study at all now; asked first, before what is sealed is sent again."""
+        approval = self._approvals[site]
+        if isinstance(approval, str):
+            return approval
+        return "the site's approval of this study has ended" if today > approval.until else None
+
+    def _count(self, sites: Sequence[str]) -> None:
+        for site in sites:
+            self._answered[site] = self._answered.get(site, 0) + 1
 
     def _refuses_step(self, access: Access, approval: Approval, call: Call, step: Step, alone: bool) -> str | None:
         if call.step not in approval.steps:
@@ -247,7 +284,7 @@ class Doors:
         return None
 
     def _package(self, run: str, distribution: str, dotted: str) -> Package | None:
-        key = (run, distribution)
+        key = (run, f"{distribution}:{dotted.split('.')[0]}")
         if key not in self._packages:
             self._packages[key] = installed_package(distribution, dotted)
         return self._packages[key]
@@ -264,7 +301,9 @@ class Doors:
         """(question, digest of the model that is put to this site)."""
         inputs = {**call.inputs, **own.each}
         model = {name: inputs[name] for name, declared in step.takes.items() if declared.model} or inputs
-        return f"{call.study}|{call.step}|{call.part}", digest(pack({k: np.asarray(v) for k, v in model.items()}))
+        return f"{call.study}|{call.step}|{call.part.partition(':')[0]}", digest(
+            pack({k: np.asarray(v) for k, v in model.items()})
+        )
 
     # -- gate ------------------------------------------------------------------------------------------------------
 
@@ -341,8 +380,10 @@ class Doors:
             self._approvals = approvals_for(self.store.db, self.study.hash, self._keys)
             self._answered = self.store.calls_answered(self.study.hash)
             self._approvals_at = version
+            self.store.forget()
             self._verdicts.clear()
             self._passed.clear()
+            self._rows_judged.clear()
 
     def _digest(self, call: Call, own: Own) -> str:
         if own.kept is None and not own.each:

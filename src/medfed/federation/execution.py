@@ -34,12 +34,14 @@ class Execution:
         store: SiteStore,
         *,
         twins: bool,
+        secrets: Mapping[str, bytes],
     ) -> None:
         self.study = study
         self.tables = tables
         self.policies = policies
         self.store = store
         self.twins = twins
+        self.secrets = secrets
         self._memos = {site: Memo() for site in tables}
         self._stack_memo = Memo()
         self._stacks: dict[str, Stack] = {}
@@ -84,6 +86,7 @@ class Execution:
                 self.view(name, call.part),
                 parts=self._declared_parts(name, step),
                 variant=call.variant,
+                secret=self.secrets[name],
                 study=self.study,
                 settings=settings,
                 sizes=sizes,
@@ -99,9 +102,9 @@ class Execution:
                 arrays = gate.check_declared(step, out.release, sizes)
                 if writes:
                     self._check_keep(step, out.keep, sizes, site.table.rows)
-            except ValueError as problem:
-                log.warning("site %s, %s: %s", name, call.step, problem, exc_info=True)
-                failed[name] = Failure("failed", gate.WRONG_SHAPE if "release" in str(problem) else STEP_RAISED)
+            except gate.NotAsDeclared as problem:
+                log.warning("site %s, %s: %s", name, call.step, problem)
+                failed[name] = Failure("failed", gate.WRONG_SHAPE)
                 continue
             except Exception:  # its text may quote a record: it stays in the site's log
                 log.warning("site %s: step %s raised", name, call.step, exc_info=True)
@@ -160,11 +163,11 @@ class Execution:
             return {
                 name: np.zeros(shape_of(shape, {**sizes, "rows": rows})) for name, shape in step.keeps.shapes.items()
             }
-        return self.store.kept(site, step.keeps.slot, own.kept)
+        return self.store.kept(site, step.keeps.slot, own.kept, call)
 
     @staticmethod
     def _check_keep(step: Step, keep: Mapping[str, Any] | None, sizes: Mapping[str, Any], rows: int) -> None:
         assert step.keeps is not None
         wanted = {name: shape_of(shape, {**sizes, "rows": rows}) for name, shape in step.keeps.shapes.items()}
         if keep is None or {name: np.shape(value) for name, value in keep.items()} != wanted:
-            raise ValueError("the step keeps something else than it declares")
+            raise gate.NotAsDeclared("the step keeps something else than it declares")

@@ -9,14 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medfed.canonical import canonical_json, digest, pack
-from medfed.errors import FederationError
+from medfed.errors import FederationError, LedgerError
 from medfed.federation.call import Answer, Call, Failure, Own, Protection
 from medfed.federation.packages import Method, step_name
 from medfed.federation.ring import decode
-from medfed.federation.step import Reply, Step
+from medfed.federation.step import Reply, Step, bind, shape_of
 from medfed.study import Study
 
 _NOTHING = Own()
+NOT_AS_DECLARED = "its answer is not what the step declares"
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,9 @@ class Federation:
         return replace(self, sites=tuple(site for site in self.sites if site in chosen))
 
     def sample(self, fraction: float) -> "Federation":
-        """A share of the sites, at least one, drawn from study seed, run path and round."""
-        count = max(1, round(fraction * len(self.sites)))
+        """A share of the sites, at least two and the study's minimum, drawn from study seed, run path and round."""
+        # A sample of one would be a question to a site alone.
+        count = max(2, self.study.sites.minimum, round(fraction * len(self.sites)))
         if count >= len(self.sites):
             return self
         words = (self.study.seed, self.run.path.partition("/")[2], self.round)
@@ -97,10 +99,13 @@ class Federation:
             raise FederationError(f"{step.name} gives replies of single sites: ask for it with gather, not sum")
         study = self.study
 
+        sizes = bind(step.takes, {name: np.asarray(value) for name, value in inputs.items()}, study.sizes)
+
         def collect(answers: Iterator[tuple[str, Answer | Failure]]) -> dict[str, Any]:
             total: dict[str, NDArray[np.int64]] = {}
             counted, failures = [], {}
-            for site, answer in answers:
+            for site, answer in self._once_each(answers):
+                answer = _as_declared(step, answer, sizes, study)
                 if isinstance(answer, Failure):
                     failures[site] = {"kind": answer.kind, "reason": answer.reason}
                     continue
@@ -134,7 +139,10 @@ class Federation:
 
         def collect(answers: Iterator[tuple[str, Answer | Failure]]) -> dict[str, Any]:
             replies, failures = {}, {}
-            for site, answer in answers:
+            for site, answer in self._once_each(answers):
+                given = {**inputs, **(each or {}).get(site, {})}
+                bound = bind(step.takes, {name: np.asarray(value) for name, value in given.items()}, self.study.sizes)
+                answer = _as_declared(step, answer, bound, self.study)
                 if isinstance(answer, Failure):
                     failures[site] = {"kind": answer.kind, "reason": answer.reason}
                 else:
@@ -148,6 +156,16 @@ class Federation:
         outcome = self._once(step, inputs, each or {}, collect)
         replies: dict[str, Mapping[str, Any] | Failure] = dict(outcome.get("values") or {})
         return replies | _failures(outcome)
+
+    def _once_each(self, answers: Iterator[tuple[str, Answer | Failure]]) -> Iterator[tuple[str, Answer | Failure]]:
+        """The first answer of every site that was asked; a site that nobody speaks of is unreachable."""
+        waiting = dict.fromkeys(self.sites)
+        for site, answer in answers:
+            if site in waiting:
+                del waiting[site]
+                yield site, answer
+        for site in waiting:
+            yield site, Failure("unreachable", "nothing was heard of the site")
 
     def _once(self, step: Step, inputs: Mapping[str, Any], each: Mapping[str, Mapping[str, Any]], collect: Any) -> Any:
         run, slot = self.run, step.keeps.slot if step.keeps else None
@@ -191,6 +209,29 @@ class Federation:
         if slot and step.keeps and step.keeps.writes:
             run.counted.setdefault(slot, {}).update(dict.fromkeys(outcome["sites"], call.key))
         return outcome
+
+
+def _as_declared(step: Step, answer: Answer | Failure, sizes: Mapping[str, Any], study: Study) -> Answer | Failure:
+    """An answer whose arrays are what the step declares; otherwise that site's failure, which stops nobody else."""
+    if isinstance(answer, Failure):
+        return answer
+    try:
+        values = answer.values
+    except LedgerError:
+        return Failure("failed", NOT_AS_DECLARED)
+    if set(values) != set(step.releases):
+        return Failure("failed", NOT_AS_DECLARED)
+    for name, declared in step.releases.items():
+        value, shape = values[name], shape_of(declared.shape, sizes)
+        kind = np.float64
+        if not isinstance(declared, Reply):
+            kind = np.int64  # type: ignore[assignment]
+            if declared.limbs(rows_at_most=study.rows_at_most, sites_at_most=study.sites_at_most) == 2:
+                shape = (*shape, 2)
+        array = np.asarray(value)
+        if array.dtype != kind or array.shape != shape or not np.isfinite(array.astype(np.float64)).all():
+            return Failure("failed", NOT_AS_DECLARED)
+    return answer
 
 
 def _failures(outcome: Mapping[str, Any]) -> dict[str, Failure]:

@@ -13,11 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medfed.data.table import View
+from medfed.errors import PolicyViolation
 from medfed.federation.call import Protection
 from medfed.federation.policy import Policy
 from medfed.federation.ring import encode
 from medfed.federation.step import Count, Reply, Step, Sum, shape_of
 from medfed.study import Study
+
+FloatArray = NDArray[np.float64]
 
 FEW_PATIENTS = "the site has fewer patients in this study than may be seen"
 SMALL_CELL = "a count of patients that the sums would show is under the minimum cell"
@@ -35,6 +38,7 @@ SITE_TERMS = "estimates of this site alone are not to be seen, says its policy (
 REPLY_NOT_LISTED = "the policy does not list this figure among those that may be seen for this site alone"
 
 _ROWS_WATCHED = 200_000
+LARGEST_FEATURE = 1e3
 
 
 def minimum_cell(policy: Policy, study: Study) -> int:
@@ -42,8 +46,42 @@ def minimum_cell(policy: Policy, study: Study) -> int:
     return max(policy.minimum_cell, study.privacy.minimum_cell)
 
 
+def declared_ranges(study: Study) -> tuple[FloatArray, FloatArray, NDArray[np.bool_]]:
+    """Low and high of each feature (p,), and which of them are numbers; 0 and 1 for intercept and indicators."""
+    columns = study.design.columns
+    numeric = np.array([column.kind == "number" for column in columns])
+    low = np.array([column.low if column.kind == "number" else 0.0 for column in columns], dtype=np.float64)
+    high = np.array([column.high if column.kind == "number" else 1.0 for column in columns], dtype=np.float64)
+    return low, high, numeric
+
+
+def check_steepness(step: Step, inputs: Mapping[str, Any], study: Study, policy: Policy) -> None:
+    """Refuse a model so steep that sums turn into thresholds, from public numbers only. Raises PolicyViolation.
+
+    Two thresholds that differ a little differ by the patients between them. Bounded are, over the declared ranges, the
+    standardised features and what each coefficient can add to the linear predictor.
+    """
+    named = {declared.meaning: name for name, declared in step.takes.items() if declared.meaning}
+    if "scale" not in named:
+        return
+    low, high, _ = declared_ranges(study)
+    with np.errstate(all="ignore"):
+        scale = np.abs(np.asarray(inputs[named["scale"]], dtype=np.float64))
+        centre = np.asarray(inputs[named["centre"]], dtype=np.float64) if "centre" in named else np.zeros_like(scale)
+        largest = np.maximum(np.abs(low - centre), np.abs(high - centre)) / scale
+        if not np.all(largest <= LARGEST_FEATURE):
+            raise PolicyViolation("the scaling that the call brings blows features up: it can isolate patients")
+        if "coefficients" in named:
+            reach = np.abs(np.asarray(inputs[named["coefficients"]], dtype=np.float64)) * largest
+            if not np.all(reach <= policy.steepest):
+                raise PolicyViolation("the model that the call brings is so steep that it can isolate patients")
+
+
 def _factors(view: View, study: Study) -> dict[str, tuple[NDArray[np.int64], int]]:
-    """Every variable whose products are counts: codes, and numbers that take two values only. Name -> codes, levels."""
+    """Every variable whose products are counts. Name -> codes, levels.
+
+    Codes; of numbers: known or missing, and their values where these are few, else the commonest value against the rest.
+    """
     names = [column.variable for column in study.design.columns if column.variable]
     names += [name for name in (study.outcome, study.arm) if name]
     factors = {}
@@ -53,10 +91,17 @@ def _factors(view: View, study: Study) -> dict[str, tuple[NDArray[np.int64], int
             codes = np.where(np.isfinite(values), values, -1).astype(np.int64)
             levels = len(study.variables[name].codes or ())
             factors[name] = (np.where(codes < 0, levels, codes), levels + 1)
-        else:
-            distinct, inverse = np.unique(values[np.isfinite(values)], return_inverse=True)
-            if len(distinct) <= 2 and len(inverse) == len(values):
-                factors[name] = (inverse.astype(np.int64), max(len(distinct), 1))
+            continue
+        known = np.isfinite(values)
+        if not known.all():
+            factors[f"{name} known"] = (known.astype(np.int64), 2)
+        distinct, inverse, counts = np.unique(values[known], return_inverse=True, return_counts=True)
+        if len(distinct) <= 2:
+            codes = np.full(len(values), len(distinct), dtype=np.int64)
+            codes[known] = inverse
+            factors[name] = (codes, len(distinct) + 1)
+        elif counts.max() > known.sum() // 2:
+            factors[name] = ((values == distinct[counts.argmax()]).astype(np.int64), 2)
     return factors
 
 
@@ -114,7 +159,7 @@ def judge_rows(
     if protection == "plain" and has_small_cell(_factors(view, study), study, np.arange(view.rows), minimum):
         return SMALL_CELL
     patient_of_row = np.asarray(whole.row_pseudonyms)
-    for other in earlier:
+    for other in (*earlier, *_unions(view.pseudonyms, earlier)):
         for group in (
             np.setdiff1d(view.pseudonyms, other, assume_unique=True),
             np.setdiff1d(other, view.pseudonyms, assume_unique=True),
@@ -125,10 +170,36 @@ def judge_rows(
                 return SMALL_DIFFERENCE
             rows = np.flatnonzero(np.isin(patient_of_row, group))
             if len(np.unique(patient_of_row[rows])) == len(group) and protection == "plain":
-                outcome_only = {name: factors[name] for name in (study.outcome, study.arm) if name in factors}
-                if has_small_cell(outcome_only, study, rows, minimum):
+                if has_small_cell(factors, study, rows, minimum):
                     return SMALL_DIFFERENCE
     return None
+
+
+def _unions(own: NDArray[np.uint64], earlier: Sequence[NDArray[np.uint64]], most: int = 32) -> list[NDArray[np.uint64]]:
+    """Unions of earlier row sets that don't overlap and lie within ``own``, or with it within an earlier one.
+
+    Their sums add up, so that women, men and everyone differ by those of unknown sex. Greedy, largest first.
+    """
+    found = []
+    sets = sorted(earlier, key=len, reverse=True)[:most]
+    inside = [other for other in sets if len(np.setdiff1d(other, own, assume_unique=True)) == 0]
+    union = np.zeros(0, dtype=np.uint64)
+    for other in inside:
+        if len(np.intersect1d(union, other, assume_unique=True)) == 0:
+            union = np.union1d(union, other)
+    if len(inside) > 1:
+        found.append(union)
+    for whole in sets:
+        if len(np.setdiff1d(own, whole, assume_unique=True)):
+            continue
+        rest = np.setdiff1d(whole, own, assume_unique=True)
+        for other in sets:
+            if other is not whole and len(other) and len(np.setdiff1d(other, rest, assume_unique=True)) == 0:
+                rest = np.setdiff1d(rest, other, assume_unique=True)
+        # What is left of the earlier set, put to the view itself, is what a subtraction would show.
+        if len(rest):
+            found.append(np.union1d(own, rest))
+    return found
 
 
 def watched_rows(view: View) -> frozenset[bytes]:
@@ -219,14 +290,18 @@ def _holds_row(values: NDArray[np.float64], row_bytes: Sequence[frozenset[bytes]
     )
 
 
+class NotAsDeclared(ValueError):
+    """A step returned something else than it declares."""
+
+
 def check_declared(step: Step, release: Mapping[str, Any], sizes: Mapping[str, Any]) -> dict[str, NDArray[np.float64]]:
     """One site's release as float arrays of exactly the declared names and shapes; ValueError otherwise."""
     if set(release) != set(step.releases):
-        raise ValueError("undeclared or missing release")
+        raise NotAsDeclared("undeclared or missing release")
     arrays = {}
     for name, declared in step.releases.items():
         value = np.asarray(release[name])
         if value.dtype.kind not in "fiub" or value.shape != shape_of(declared.shape, sizes):
-            raise ValueError(f"release {name!r} has the wrong type or shape")
+            raise NotAsDeclared(f"release {name!r} has the wrong type or shape")
         arrays[name] = value.astype(np.float64)
     return arrays

@@ -29,6 +29,7 @@ create table if not exists ledger(
   payload text, size integer, amount integer, charge real, spent real, at text, hash text, bytes blob, file text);
 create unique index if not exists ledger_call on ledger(call, site) where call is not null;
 create unique index if not exists ledger_site on ledger(site, number);
+create index if not exists ledger_subject on ledger(kind, subject);
 create table if not exists keep(
   site text, slot text, run text, call integer, bytes blob, file text, primary key(site, slot, call)) without rowid;
 create table if not exists local(site text, call integer, bytes blob, primary key(site, call)) without rowid;
@@ -93,7 +94,7 @@ def append_event(db: sqlite3.Connection, site: str, kind: str, subject: str, dat
         previous = Head(*row) if row else Head()
         number, payload = previous.number + 1, hashlib.sha256(data).hexdigest()
         hash_ = row_hash(
-            previous.hash, site, number, kind, "", subject, "", payload, len(data), 0, 0.0, previous.spent, at
+            previous.hash, site, number, kind, "", "", "", subject, "", payload, len(data), 0, 0.0, previous.spent, at
         )
         db.execute(
             "insert into ledger(site, number, kind, subject, digest, payload, size, amount, charge, spent, at, hash, bytes)"
@@ -136,9 +137,9 @@ def released(db: sqlite3.Connection, site: str, study_hash: str, run: str | None
     """The ledger's answer to "what has left us": one line a step, of a study or of one run of it."""
     rows = db.execute(
         "select c.step, count(*), max(l.amount), sum(l.size), sum(l.charge) from ledger l join call c on c.id = l.call"
-        " where l.site=? and l.kind='release' and c.study=? and (? is null or c.run=? or c.run like ? || '/%')"
+        " where l.site=? and l.kind='release' and c.study=? and (? is null or c.run=? or (c.run>? || '/' and c.run<? || '0'))"
         " group by c.step order by min(l.number)",
-        (site, study_hash, run, run, run),
+        (site, study_hash, run, run, run, run),
     )
     return [Released(*row) for row in rows]
 
@@ -171,7 +172,7 @@ def verify_ledger(db: sqlite3.Connection, site: str, known: SignedHead | None = 
                 f"{where}: row {head.number + 1} is missing or moved; the ledger was changed after sealing"
             )
         expected = row_hash(
-            head.hash, site, row["number"], row["kind"], row["key"], row["subject"] or "", row["digest"], row["payload"],
+            head.hash, site, row["number"], row["kind"], row["key"], row["study"] or "", row["part"] or "", row["subject"] or "", row["digest"], row["payload"],
             row["size"], row["amount"], row["charge"], row["spent"], row["at"],
         )  # fmt: skip
         if expected != row["hash"]:
@@ -180,7 +181,12 @@ def verify_ledger(db: sqlite3.Connection, site: str, known: SignedHead | None = 
             )
         if abs(float(row["spent"]) - head.spent - float(row["charge"])) > 1e-9:
             raise LedgerError(f"{where}: the running total does not follow from its charge")
+        named = f"{str(row['study'])[:16]}|{row['run']}|{row['round']}|{row['step']}|"
+        if row["key"] and not row["key"].startswith(named):
+            raise LedgerError(f"{where}: the call it answers is not the one it was sealed for; the ledger was edited")
         data = row["bytes"]
+        if data is not None and not isinstance(data, bytes):
+            raise LedgerError(f"{where}: the stored bytes are not those that were sealed")
         if isinstance(data, bytes) and hashlib.sha256(data).hexdigest() != row["payload"]:
             raise LedgerError(f"{where}: the stored bytes are not those that were sealed")
         head = Head(int(row["number"]), str(row["hash"]), float(row["spent"]))

@@ -105,7 +105,7 @@ def _resolve(name: str) -> Any:
         )
     try:
         return getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError):
+    except (Exception, SystemExit):  # an import runs code, which may raise anything
         raise PolicyViolation(f"{name!r} does not exist in the installed package {distribution!r}") from None
 
 

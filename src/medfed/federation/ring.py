@@ -38,6 +38,8 @@ def encode(values: FloatArray, limbs: int) -> IntArray:
     """Finite values -> int64, shape (...) for one limb, (..., 2) high and low for two."""
     scaled = np.rint(np.ldexp(values, FRACTION_BITS))
     if limbs == 1:
+        if np.any(np.abs(scaled) >= 2.0**63):
+            raise PolicyViolation("a value overflows the ring of exact sums; raise rows_per_site in the study")
         return scaled.astype(np.int64)
     high = np.floor(scaled / _BASE)
     return np.stack([high, scaled - high * _BASE], -1).astype(np.int64)

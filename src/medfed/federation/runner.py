@@ -32,6 +32,7 @@ class Progress:
     sites: tuple[str, ...] = ()
 
 
+ROUNDS_BETWEEN_HEADS = 16
 Listener = Callable[[Progress], None]
 
 
@@ -168,7 +169,7 @@ class Runner:
             federation = dataclasses.replace(replace_run, run=run, round=round_)
             data = pack(method.advance(federation, state))
             self.store.write_checkpoint(path, round_, run.counted, data)
-            if self.durability == "call" and not path.count("/"):
+            if self.durability == "call" and not path.count("/") and round_ % ROUNDS_BETWEEN_HEADS == 0:
                 self._take_heads()
             state = _restored(type(state), unpack(data))
         return method.result(state)
@@ -208,7 +209,12 @@ class Runner:
 
 
 def _restored(kind: type, tree: Mapping[str, Any]) -> Any:
-    return kind(**tree) if dataclasses.is_dataclass(kind) else dict(tree)
+    try:
+        return kind(**tree) if dataclasses.is_dataclass(kind) else dict(tree)
+    except TypeError:
+        raise FederationError(
+            "the checkpoint belongs to another version of the method; start a new run, or run it with that version"
+        ) from None
 
 
 class _StatusFile:

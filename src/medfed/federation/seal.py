@@ -13,7 +13,7 @@ from medfed.canonical import digest, pack, pack_rows, unpack
 from medfed.data.table import View
 from medfed.errors import FederationError, LedgerError
 from medfed.federation.blobs import BlobFolder
-from medfed.federation.call import Call, Own
+from medfed.federation.call import Answer, Call, Failure, Own
 from medfed.federation.ledger import Durability, Head, heads_of, open_store, row_hash
 from medfed.federation.step import Step
 
@@ -31,12 +31,14 @@ class SiteStore:
             "select file from ledger where file is not null union select file from keep where file is not null"
         )
         self.blobs.drop_all_but({file for (file,) in named})
+        self.new_cohort = False
         self._heads = heads_of(self.db)
         self._heads_at = self.version()
         self._kept: dict[tuple[str, str, str], Mapping[str, Any]] = {}
         self._cohorts: dict[str, dict[str, NDArray[np.uint64]]] = {}
         self._recorded: set[tuple[str, str]] = set()
         self._opened: dict[tuple[str, str], set[str]] = {}
+        self._recent: dict[tuple[str, str, str], list[str]] = {}
         self._pruned: dict[str, int] = {}
         self._call_ids: dict[str, int] = {}
 
@@ -51,15 +53,99 @@ class SiteStore:
             self._heads, self._heads_at = heads_of(self.db), version
         return self._heads
 
-    def sealed(self, key: str, sites: Mapping[str, Own]) -> dict[str, tuple[str, bytes]]:
-        """What is already sealed under a call key: site -> (digest, bytes)."""
-        rows = self.db.execute(
-            "select site, digest, bytes, file from ledger where call=(select id from call where key=?)", (key,)
-        )
-        return {site: (sealed, self.blobs.read(data, file)) for site, sealed, data, file in rows if site in sites}
+    def forget(self) -> None:
+        """Drop what was read of tables that another process may have written to."""
+        self._cohorts.clear()
+        self._opened.clear()
+        self._recorded.clear()
 
-    def kept(self, site: str, slot: str, call: str) -> Mapping[str, Any]:
-        """What the site kept at an earlier call. FederationError when it is no longer there."""
+    def sealed(self, key: str, sites: Sequence[str]) -> dict[str, tuple[str, Answer | Failure]]:
+        """What is already sealed under a call key: site -> (digest, the answer or the refusal)."""
+        rows = self.db.execute(
+            "select site, kind, digest, payload, bytes, file from ledger where call=(select id from call where key=?)",
+            (key,),
+        )
+        found: dict[str, tuple[str, Answer | Failure]] = {}
+        for site, kind, asked, payload, inline, file in rows:
+            if site not in sites:
+                continue
+            data = self.blobs.read(inline, file)
+            if not isinstance(data, bytes) or hashlib.sha256(data).hexdigest() != payload:
+                raise LedgerError(f"{self.path}: the bytes sealed under {key} are not what they were; restore a backup")
+            found[site] = (asked, Failure("refused", data.decode()) if kind == "refusal" else Answer(data))
+        return found
+
+    def record_refusals(
+        self, call: Call, reasons: Mapping[str, str], digests: Mapping[str, str], *, at: str
+    ) -> list[str]:
+        """Seal refusals under their call's key: a retry gets the same one. Returns the sites."""
+        return self._events(call, "refusal", {site: text.encode() for site, text in reasons.items()}, digests, at)
+
+    def record_failures(self, call: Call, sites: Sequence[str], *, at: str) -> list[str]:
+        """Count steps that raised, without binding the key: mended, the site may answer."""
+        return self._events(call, "failure", dict.fromkeys(sites, b""), {}, at)
+
+    def _events(
+        self, call: Call, kind: str, data: Mapping[str, bytes], digests: Mapping[str, str], at: str
+    ) -> list[str]:
+        db, bound = self.db, kind == "refusal"
+        try:
+            db.execute("begin immediate")
+            standing, heads = self.heads(), {}
+            number = self._call_number(call) if bound else None
+            taken = {s for (s,) in db.execute("select site from ledger where call=?", (number,))} if bound else set()
+            for site, text in data.items():
+                if site in taken:
+                    continue
+                head, payload = standing.get(site, Head()), hashlib.sha256(text).hexdigest()
+                named = (call.key, call.study, call.part) if bound else ("", "", "")
+                row = (
+                    site,
+                    head.number + 1,
+                    kind,
+                    *named,
+                    call.study,
+                    digests.get(site, ""),
+                    payload,
+                    len(text),
+                    0,
+                    0.0,
+                    head.spent,
+                    at,
+                )
+                hash_ = row_hash(head.hash, *row)
+                db.execute(
+                    "insert into ledger(site, number, kind, call, subject, digest, payload, size, amount, charge, spent,"
+                    " at, hash, bytes) values(?,?,?,?,?,?,?,?,0,0.0,?,?,?,?)",
+                    (site, head.number + 1, kind, number, call.study, digests.get(site, ""), payload, len(text),
+                     head.spent, at, hash_, text),
+                )  # fmt: skip
+                heads[site] = Head(head.number + 1, hash_, head.spent)
+            db.execute("commit")
+        except sqlite3.Error as problem:
+            if db.in_transaction:
+                db.execute("rollback")
+            raise LedgerError(
+                f"{self.path}: a refusal could not be recorded ({problem}); free space, then resume"
+            ) from None
+        self._heads = {**self._heads, **heads}
+        return list(heads)
+
+    def _call_number(self, call: Call) -> int:
+        return int(
+            self.db.execute(
+                "insert into call(key, study, run, round, step, part) values(?,?,?,?,?,?)"
+                " on conflict(key) do update set key=key returning id",
+                (call.key, call.study, call.run, call.round, call.step, call.part),
+            ).fetchone()[0]
+        )
+
+    def kept(self, site: str, slot: str, call: str, asking: Call) -> Mapping[str, Any]:
+        """What the site kept at an earlier call of the asking run, or of a run above it. FederationError where it is gone."""
+        study, _, rest = call.partition("|")
+        run = rest.partition("|")[0]
+        if study != asking.study[:16] or not (asking.run == run or asking.run.startswith(f"{run}/")):
+            raise FederationError(f"site {site!r}: {call} is a call of another run; what it kept is not read here")
         tree = self._kept.get((site, slot, call))
         if tree is None:
             row = self.db.execute(
@@ -105,8 +191,9 @@ class SiteStore:
     def calls_answered(self, study_hash: str) -> dict[str, int]:
         """How many calls of a study each site has answered, over all runs."""
         rows = self.db.execute(
-            "select l.site, count(*) from ledger l join call c on c.id=l.call where c.study=? group by l.site",
-            (study_hash,),
+            "select site, count(*) from (select l.site from ledger l join call c on c.id=l.call where c.study=?"
+            " union all select site from ledger where kind='failure' and subject=?) group by site",
+            (study_hash, study_hash),
         )
         return {site: int(count) for site, count in rows}
 
@@ -127,8 +214,10 @@ class SiteStore:
         budgets: Mapping[str, float],
         cohorts: Mapping[str, View],
         opened: Mapping[str, tuple[str, str]],
-    ) -> set[str]:
+    ) -> set[str] | None:
         """Make answers final in one transaction; returns the sites whose budget could not hold the cost (not sealed).
+
+        None, and nothing done, where another process has sealed under this key since it was looked up.
 
         Everything or nothing: after a crash the store is as before, or has ledger row, charge, bytes and keep.
         """
@@ -142,11 +231,10 @@ class SiteStore:
             standing = self.heads()
             heads = {site: standing.get(site, Head()) for site in names}
             over = {site for site in names if cost and heads[site].spent + cost > budgets[site]}
-            number = db.execute(
-                "insert into call(key, study, run, round, step, part) values(?,?,?,?,?,?)"
-                " on conflict(key) do update set key=key returning id",
-                (call.key, call.study, call.run, call.round, call.step, call.part),
-            ).fetchone()[0]
+            number = self._call_number(call)
+            if any(s in names for (s,) in db.execute("select site from ledger where call=?", (number,))):
+                db.execute("rollback")
+                return None
             rows = []
             for site, data, (inline, file) in zip(names, blobs, places, strict=True):
                 if site in over:
@@ -154,8 +242,8 @@ class SiteStore:
                 head = heads[site]
                 payload, spent, size = hashlib.sha256(data).hexdigest(), head.spent + cost, len(data)
                 hash_ = row_hash(
-                    head.hash, site, head.number + 1, "release", call.key, "", digests[site], payload, size, amount,
-                    cost, spent, at,
+                    head.hash, site, head.number + 1, "release", call.key, call.study, call.part, "", digests[site],
+                    payload, size, amount, cost, spent, at,
                 )  # fmt: skip
                 rows.append(
                     (site, head.number + 1, "release", number, "", digests[site], payload, size, amount, cost, spent, at,
@@ -264,9 +352,11 @@ class SiteStore:
         cohorts: Mapping[str, View],
         opened: Mapping[str, tuple[str, str]],
     ) -> None:
-        self._heads.update(heads)
+        self._heads = {**self._heads, **heads}
+        self.new_cohort = False
         for site in sealed:
             if (site, call.part) not in self._recorded:
+                self.new_cohort = True
                 self._recorded.add((site, call.part))
                 view = cohorts[site]
                 self._cohorts.setdefault(site, {})[_patients_digest(view)] = view.pseudonyms
@@ -277,9 +367,11 @@ class SiteStore:
             return
         slot = step.keeps.slot
         for index, site in enumerate(names):
-            before = own[site].kept
-            if before and before != own[site].settled:
-                self._kept.pop((site, slot, before), None)
+            recent = self._recent.setdefault((site, slot, call.run), [])
+            recent.append(call.key)
+            for old in [key for key in recent if key not in (own[site].kept, own[site].settled, call.key)]:
+                self._kept.pop((site, slot, old), None)
+                recent.remove(old)
             own_keep = keep[index] if isinstance(keep, list) else {name: value[index] for name, value in keep.items()}
             self._kept[site, slot, call.key] = own_keep
 

@@ -1,6 +1,7 @@
 """What a step sees of its site: one site (``Site``), or many stacked (``Sites``) for a batched twin. Read-only."""
 
 import hashlib
+import hmac
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -65,6 +66,7 @@ class Site:
     __slots__ = (
         "_memo",
         "_parts",
+        "_secret",
         "_seed",
         "call_seed",
         "kept",
@@ -90,7 +92,9 @@ class Site:
         call_seed: int,
         memo: Memo,
         variant: str | None = None,
+        secret: bytes = b"",
     ) -> None:
+        self._secret = secret
         self.table = table
         self.variant = variant
         self._parts = parts
@@ -107,6 +111,12 @@ class Site:
     def rng(self) -> np.random.Generator:
         """A generator from study seed, call and site: the same at every restart."""
         return np.random.Generator(np.random.Philox(key=self._seed))
+
+    @property
+    def private_rng(self) -> np.random.Generator:
+        """The same at every restart, and unknown to the coordinator: for draws of rows."""
+        seed = hmac.new(self._secret, str(self._seed).encode(), hashlib.sha256).digest()
+        return np.random.Generator(np.random.Philox(key=int.from_bytes(seed[:8], "little")))
 
     def part(self, name: str) -> View:
         """The rows of another part that the step declares ("train:2" where it reads train)."""

@@ -7,7 +7,7 @@ named ``distribution:dotted.path``, so no code travels.
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,11 +25,13 @@ class Input:
     """One input of a call: its shape in the study's sizes and the largest absolute value a site accepts.
 
     model: whether it is part of the model that is judged; a site counts how many models are opened on test rows.
+    meaning: what it is to standardised features, so that the gate can bound how steep a model may be.
     """
 
     shape: str
     limit: float
     model: bool = False
+    meaning: Literal["", "coefficients", "centre", "scale"] = ""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from medfed.methods.standardise import CENTRE, SCALE, moments, standardise, stan
 from medfed.study import Study
 
 FloatArray = NDArray[np.float64]
-MODEL = Input("p", limit=20.0)
+MODEL = Input("p", limit=20.0, meaning="coefficients")
 
 
 @step(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from medfed.federation.federation import Federation
 from medfed.federation.site import Site, Sites
 from medfed.federation.step import Out, Step, Sum, step
-from medfed.methods.descent import mean_response, penalty_weights
+from medfed.methods.descent import information_weights, mean_response, penalty_weights
 from medfed.methods.fedavg import MODEL, check_descent_settings, initial_model
 from medfed.methods.newton import effective_patients
 from medfed.methods.standardise import CENTRE, SCALE, moments, standardise, standardised, standardised_stack
@@ -28,7 +28,8 @@ _TAKES = {"model": MODEL, "centre": CENTRE, "scale": SCALE}
 
 def _gradient_sum(x: FloatArray, y: FloatArray, model: FloatArray, family: str) -> tuple[FloatArray, float]:
     residual = mean_response(x @ model, family) - y
-    return residual @ x, float(effective_patients(np.abs(residual)))
+    weights = information_weights(x @ model, family)
+    return residual @ x, float(min(effective_patients(np.abs(residual)), effective_patients(weights)))
 
 
 @step(takes=_TAKES, releases=_RELEASES)
@@ -46,7 +47,10 @@ def _(sites: Sites, *, model: FloatArray, centre: FloatArray, scale: FloatArray)
     gradient = (residual[:, None] @ x)[:, 0]
     return Out(
         {"gradient": gradient, "rows": sites.rows.astype(np.float64)},
-        effective_patients=effective_patients(np.abs(residual)),
+        effective_patients=np.minimum(
+            effective_patients(np.abs(residual)),
+            effective_patients(information_weights(x @ model, sites.settings["family"]) * sites.mask),
+        ),
     )
 
 
@@ -56,7 +60,8 @@ def batch_gradient(site: Site, *, model: FloatArray, centre: FloatArray, scale: 
     x, y = standardised(site, centre, scale)
     size = max(site.settings["batch"], site.minimum_cell)
     if size < len(y):
-        rows = np.sort(site.rng.choice(len(y), size, replace=False))
+        # Which rows is drawn from the site's own secret: known subsets could be subtracted down to single rows.
+        rows = np.sort(site.private_rng.choice(len(y), size, replace=False))
         x, y = x[rows], y[rows]
     gradient, effective = _gradient_sum(x, y, model, site.settings["family"])
     return Out({"gradient": gradient, "rows": float(len(y))}, effective_patients=effective)

@@ -21,7 +21,7 @@ from medfed.study import Study
 
 FloatArray = NDArray[np.float64]
 
-COEFFICIENTS = Input("p", limit=20.0)
+COEFFICIENTS = Input("p", limit=20.0, meaning="coefficients")
 _TERMS = {
     "score": Sum("p", limit_per_row=50),
     "information": Sum("triangle(p)", limit_per_row=2500),

@@ -13,23 +13,15 @@ from numpy.typing import NDArray
 
 from medfed.errors import FederationError
 from medfed.federation.federation import Federation
+from medfed.federation.gate import declared_ranges
 from medfed.federation.site import Site, Sites
 from medfed.federation.step import Input, Out, Step, Sum, step
 from medfed.study import Study
 
 FloatArray = NDArray[np.float64]
 
-CENTRE = Input("p", limit=1e9)
-SCALE = Input("p", limit=1e9)
-
-
-def declared_ranges(study: Study) -> tuple[FloatArray, FloatArray, NDArray[np.bool_]]:
-    """Low and high of each feature (p,), and which of them are numbers."""
-    columns = study.design.columns
-    numeric = np.array([column.kind == "number" for column in columns])
-    low = np.array([column.low if column.kind == "number" else 0.0 for column in columns], dtype=np.float64)
-    high = np.array([column.high if column.kind == "number" else 1.0 for column in columns], dtype=np.float64)
-    return low, high, numeric
+CENTRE = Input("p", limit=1e9, meaning="centre")
+SCALE = Input("p", limit=1e9, meaning="scale")
 
 
 @step(
@@ -67,7 +59,7 @@ def centre_and_scale(
             raise FederationError(
                 f"feature {name!r} is missing for every patient who was counted; leave it out of the study"
             )
-        if not deviation[index] > 1e-9:
+        if not deviation[index] > 1e-6:  # of the declared range; the ring's rounding alone gives 1e-7
             raise FederationError(
                 f"feature {name!r} has the same value for every patient who was counted; leave it out of the study"
             )
@@ -88,7 +80,7 @@ def standardised(site: Site, centre: FloatArray, scale: FloatArray) -> tuple[Flo
     def compute() -> FloatArray:
         (features,) = site.table.arrays("features")
         x = (features - centre) / scale
-        x[~np.isfinite(x)] = 0.0
+        x[np.isnan(features)] = 0.0
         x.setflags(write=False)
         return x
 
@@ -103,7 +95,7 @@ def standardised_stack(sites: Sites, centre: FloatArray, scale: FloatArray) -> t
     def compute(everyone: Sites) -> FloatArray:
         (features,) = everyone.arrays("features")
         x = (features - centre) / scale
-        x[~np.isfinite(x)] = 0.0
+        x[np.isnan(features)] = 0.0
         x *= everyone.mask[..., None]
         x.setflags(write=False)
         return x

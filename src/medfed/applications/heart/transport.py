@@ -44,9 +44,9 @@ NEAR, SHARE = (0.9, 1.1), 0.9
 @step(
     reads="test",
     takes={
-        "models": Input("folds,p", limit=50, model=True),
-        "centres": Input("folds,p", limit=1e9, model=True),
-        "scales": Input("folds,p", limit=1e9, model=True),
+        "models": Input("folds,p", limit=50, model=True, meaning="coefficients"),
+        "centres": Input("folds,p", limit=1e9, model=True, meaning="centre"),
+        "scales": Input("folds,p", limit=1e9, model=True, meaning="scale"),
     },
     releases={"update_ratios": Reply("4", limit=1e6), "update_patients": Reply("3", limit=1e6)},
 )
