@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from study_text import TEXT
 
+from medfed.errors import StudyError
 from medfed.study import parse_study, study_from_dict, study_from_json
+from medfed.study.schema import Parts
 
 STUDY = parse_study(TEXT)
 # Where the order of keys is the order of features and of their levels.
@@ -92,6 +94,25 @@ def test_two_studies_of_one_hash_have_the_same_features_and_levels() -> None:
     assert list(turned_codes.variables["event"].codes or ()) != list(study.variables["event"].codes or ())
     assert len({study.hash, turned.hash, turned_codes.hash}) == 3
     assert len({study.table_hash, turned.table_hash, turned_codes.table_hash}) == 3
+
+
+def test_a_changed_copy_is_another_study() -> None:
+    """Pydantic's copy takes along what was worked out before; two studies would then be approved by one hash."""
+    study = parse_study(TEXT)
+    before = (study.hash, study.table_hash, study.sizes["folds"], study.design)
+    copied = study.model_copy(update={"seed": 2, "parts": {"kind": "folds", "folds": 4}})
+    assert (copied.seed, copied.sizes["folds"]) == (2, (4,))
+    assert copied.hash == study_from_dict(json.loads(copied.model_dump_json())).hash
+    assert copied.hash != before[0]
+    assert copied.table_hash != before[1]
+    assert (study.hash, study.table_hash, study.sizes["folds"], study.design) == before
+    assert study.model_copy().hash == study.hash
+    assert study.model_copy(update={"parts": Parts(kind="folds", folds=3)}).parts.folds == 3
+
+
+def test_a_changed_copy_is_checked_as_a_file_is() -> None:
+    with pytest.raises(StudyError, match=r"sites\.minimum: 9 sites are needed but only 2 are invited"):
+        STUDY.model_copy(update={"sites": {"invited": ["a", "b"], "minimum": 9}})
 
 
 def test_a_runs_record_is_the_study_itself() -> None:

@@ -1,6 +1,9 @@
 """medfed study: write, check, show and name study files."""
 
+import difflib
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -14,9 +17,13 @@ from medfed.errors import StudyError
 from medfed.evaluation.study_run import step_names
 from medfed.federation.packages import find_method
 from medfed.language import translator
-from medfed.study import load_study
+from medfed.study import Study, Variable, load_study, placed
 
-app = typer.Typer(no_args_is_help=True, help="Study files: the one question that sites approve by its hash.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Study files: the one question that sites approve by its hash. Begin with `new`, edit the file, `check` it "
+    "until it says well formed, read it as a site will with `show`, and send the file and its `hash` to the sites.",
+)
 
 StudyFile = Annotated[Path, typer.Argument(help="A study.yaml, or a folder that holds one.")]
 
@@ -82,6 +89,7 @@ _KINDS = {
 def new(
     folder: Annotated[Path, typer.Argument(help="Folder to write study.yaml into.")],
     kind: Annotated[str, typer.Option(help="risk: predict an outcome; treatment: compare two arms.")] = "risk",
+    json: AsJson = False,
 ) -> None:
     """Write a commented study file to start from. It passes `medfed study check` as it is."""
     path = folder / "study.yaml"
@@ -92,22 +100,44 @@ def new(
     name = re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-")[:50] or "my-study"
     name = name if name[0].isalpha() else f"study-{name}"
     write_atomically(path, TEMPLATE.format(name=name, **_KINDS[kind]).encode())
-    out.print(f"{path} is written; edit it, then: medfed study check {path}", soft_wrap=True)
+    if json:
+        print_json({"file": str(path), "name": name, "hash": load_study(path).hash})
+    else:
+        out.print(f"{path} is written; edit it, then: medfed study check {path}", markup=False, soft_wrap=True)
 
 
 @app.command()
 def check(study: StudyFile, json: AsJson = False) -> None:
     """Read a study and say what is wrong in it, with file, line and a suggestion."""
     loaded = load_study(study)
-    find_method(loaded)
-    for variant in loaded.variants:
-        find_method(loaded, variant)
+    if problems := list(_method_problems(study, loaded)):
+        raise StudyError("\n".join(problems))
     if json:
         print_json(
             {"name": loaded.name, "hash": loaded.hash, "steps": step_names(loaded), "features": loaded.design.names}
         )
     else:
         out.print(f"{loaded.name}: the study is well formed. Hash {loaded.hash}", soft_wrap=True)
+
+
+def _method_problems(path: Path, study: Study) -> Iterator[str]:
+    """What is wrong with the method and its variants as they are installed here, each with its line."""
+    for variant in (None, *study.variants):
+        try:
+            find_method(study, variant)
+        except StudyError as problem:
+            declared = study.method if variant is None else study.variants[variant]
+            told = str(problem).removeprefix(f"study {study.name!r}, ")
+            yield placed(path, told + (_other_method(declared.use) if " does not exist " in told else ""))
+
+
+def _other_method(use: str) -> str:
+    """The method of the same module that is nearest in name, as the end of a sentence."""
+    package, _, dotted = use.partition(":")
+    module, _, name = dotted.rpartition(".")
+    methods = [word for word, found in vars(sys.modules.get(module, object)).items() if hasattr(found, "advance")]
+    close = difflib.get_close_matches(name, methods, 1)
+    return f"; did you mean '{package}:{module}.{close[0]}'?" if close else "; install a version that has it"
 
 
 @app.command()
@@ -123,16 +153,15 @@ def show(study: StudyFile, lang: Language = "en", json: AsJson = False) -> None:
     out.print(f"{_('Hash')}: {loaded.hash}", soft_wrap=True)
     table = Table(title=_("Variables"), title_justify="left")
     for heading in (_("Name"), _("Meaning"), _("Role"), _("Type"), _("Unit, range or codes"), _("If missing")):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for name, variable in loaded.variables.items():
-        if variable.type == "number" and variable.range:
-            values = f"{variable.unit}, {variable.range[0]:g} – {variable.range[1]:g}"
-        else:
-            values = ", ".join(variable.codes or ())
-        meaning = loaded.text(variable.meaning, lang)
-        cells = (name, meaning, variable.role, variable.type, values, variable.missing)
+        cells = (
+            name, loaded.text(variable.meaning, lang), variable.role, variable.type, _values(variable, lang), variable.missing,
+        )  # fmt: skip
         table.add_row(*map(escape, cells))
     out.print(table)
+    for key, words in _declared(loaded):
+        out.print(f"{key}: {words}", markup=False, soft_wrap=True)
     out.print(f"{_('Method')}: {loaded.method.use} {loaded.method.settings or ''}", markup=False, soft_wrap=True)
     for name, variant in loaded.variants.items():
         out.print(f"  {name}: {variant.use} {variant.settings or ''}", markup=False, soft_wrap=True)
@@ -143,7 +172,45 @@ def show(study: StudyFile, lang: Language = "en", json: AsJson = False) -> None:
         out.print(f"  {step}")
 
 
+def _values(variable: Variable, lang: str) -> str:
+    """Unit and range, or the codes with their texts where these say more, and which is the event or the reference."""
+    if variable.type == "number" and variable.range:
+        return f"{variable.unit}, {variable.range[0]:g} – {variable.range[1]:g}"
+    texts = {code: Study.text(text, lang) for code, text in (variable.codes or {}).items()}
+    shown = ", ".join(code if text.lower() == code.lower() else f"{code} ({text})" for code, text in texts.items())
+    named = [f"; {key}: {code}" for key, code in (("event", variable.event), ("reference", variable.reference)) if code]
+    return shown + "".join(named)
+
+
+def _declared(study: Study) -> Iterator[tuple[str, str]]:
+    """What else the file declares, under the file's own keys, which are the same in every language."""
+    yield "unit", f"{study.unit}, protects {study.protects}"
+    rules = []
+    for rule in study.cohort.include:
+        low = "" if rule.at_least is None else f"{rule.at_least:g} ≤ "
+        high = "" if rule.at_most is None else f" ≤ {rule.at_most:g}"
+        codes = "" if rule.is_one_of is None else f" = {' | '.join(rule.is_one_of)}"
+        rules.append(f"{low}{rule.variable}{high}{codes}")
+    yield "cohort", "; ".join(rules) or "–"
+    yield "task", f"{study.task.kind}, coding {study.task.coding}"
+    given = study.parts.model_dump(exclude={"kind"}, exclude_none=True, exclude_defaults=True)
+    yield "parts", ", ".join([study.parts.kind, *(f"{key} {value}" for key, value in given.items())])
+    yield "privacy", f"sums {study.privacy.sums}"
+    judged = study.evaluation
+    if judged.design == "none":
+        yield "evaluation", "none"
+    else:
+        variants = f", variants {' | '.join(judged.variants)}" if judged.variants else ""
+        yield "evaluation", f"{judged.design}, compare {' | '.join(judged.compare)}{variants}"
+    yield "seed", str(study.seed)
+    yield "limits", f"rows_per_site {study.rows_at_most}"
+
+
 @app.command("hash")
-def show_hash(study: StudyFile) -> None:
+def show_hash(study: StudyFile, json: AsJson = False) -> None:
     """Print the hash that sites approve; comments and the order of keys don't change it."""
-    out.print(load_study(study).hash)
+    loaded = load_study(study)
+    if json:
+        print_json({"name": loaded.name, "hash": loaded.hash, "table_hash": loaded.table_hash})
+    else:
+        out.print(loaded.hash)

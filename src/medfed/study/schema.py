@@ -5,12 +5,16 @@ Pydantic models, since a study enters from a file; unknown keys are refused ever
 
 import hashlib
 import re
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from medfed.canonical import canonical_json
+from medfed.declarations import validate
+from medfed.errors import StudyError
+from medfed.study.contradictions import contradictions
 from medfed.study.design import Column, Design
 from medfed.study.variables import Code, Text, Variable, text_in
 
@@ -62,6 +66,8 @@ class Rule(Declared):
         bounds = self.at_least is not None or self.at_most is not None
         if bounds == (self.is_one_of is not None):
             raise ValueError("a cohort rule has `at_least` and/or `at_most`, or `is_one_of`")
+        if self.is_one_of == ():
+            raise ValueError("is_one_of: an empty list leaves nobody; name the codes that stay, or remove the rule")
         if self.at_least is not None and self.at_most is not None and self.at_least > self.at_most:
             raise ValueError(f"at_least: nothing is at least {self.at_least:g} and at most {self.at_most:g}; swap them")
         return self
@@ -91,7 +97,7 @@ class Parts(Declared):
     """How rows are divided when the table is built: not at all, in folds, in fractions, or by a variable."""
 
     kind: Literal["all", "folds", "fractions", "variable"] = "all"
-    folds: int | None = Field(default=None, ge=2, le=20)
+    folds: int | None = None
     train: float | None = Field(default=None, gt=0, le=1)
     valid: float | None = Field(default=None, ge=0, lt=1)
     test: float | None = Field(default=None, ge=0, lt=1)
@@ -102,6 +108,10 @@ class Parts(Declared):
     def _fits_kind(self) -> Self:
         if (self.kind == "folds") != (self.folds is not None):
             raise ValueError("`folds: N` belongs to `kind: folds`, and is needed there")
+        if self.folds is not None and not 2 <= self.folds <= 20:
+            raise ValueError(
+                f"folds: {self.folds} is not possible; choose 2 to 20, so that each has events at each site"
+            )
         if (self.kind == "variable") != (self.variable is not None):
             raise ValueError("`variable: NAME` belongs to `kind: variable`, and is needed there")
         fractions = [self.train, self.valid, self.test]
@@ -134,8 +144,14 @@ class Evaluation(Declared):
 class Sites(Declared):
     """Who is invited, and how few may answer."""
 
-    invited: tuple[Name, ...] = Field(min_length=1)
+    invited: tuple[Name, ...]
     minimum: int = Field(default=2, ge=1)
+
+    @model_validator(mode="after")
+    def _somebody(self) -> Self:
+        if not self.invited:
+            raise ValueError("invited: nobody is invited; name the sites, as in [north, south]")
+        return self
 
 
 class Limits(Declared):
@@ -161,14 +177,14 @@ class Study(Declared):
     parts: Parts = Parts()
     privacy: Privacy = Privacy()
     evaluation: Evaluation = Evaluation()
-    seed: int = Field(default=1, ge=0)
+    seed: int = Field(default=1, ge=0, lt=2**63)
     sites: Sites
     limits: Limits = Limits()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         # A contradiction is told at the key that a reader would change: "key: sentence".
-        if problems := _contradictions(self):
+        if problems := contradictions(self):
             raise ValueError("\n".join(problems))
         return self
 
@@ -179,6 +195,13 @@ class Study(Declared):
         The order of variables and of a variable's codes does: it is that of the features and of their levels.
         """
         return self._digest(self.model_dump(mode="json"))
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A changed study, checked as one from a file. Raises StudyError.
+
+        Pydantic's own copies what was worked out before the change, the hash among it, and checks nothing.
+        """
+        return validate(type(self), self.model_dump() | dict(update or {}), {}, "study", StudyError)
 
     def _digest(self, content: dict[str, Any]) -> str:
         order = {name: list(variable.codes or ()) for name, variable in self.variables.items()}
@@ -271,86 +294,6 @@ def _columns_of(name: str, variable: Variable, coding: str) -> list[Column]:
     if variable.missing == "unknown":
         levels.append("unknown")
     return [Column(f"{name}={level}", name, "indicator", level, 0.0, 1.0) for level in levels if level not in dropped]
-
-
-def _contradictions(study: Study) -> list[str]:
-    """Everything that the parts of a study say against each other, as "key: sentence"."""
-    found = []
-    for name, variable in study.variables.items():
-        if name in ("outcome", "arm") and variable.role != name:
-            found.append(f"variables.{name}: only the study's {name} can have this name; choose another")
-        alike = [other for other in study.variables if other != name and other.lower() == name.lower()]
-        if alike and name > alike[0]:
-            found.append(f"variables.{name}: it differs from {alike[0]} in upper and lower case only; choose another")
-    for role in ("outcome", "arm", "part"):
-        named = [name for name, variable in study.variables.items() if variable.role == role]
-        if len(named) > 1:
-            found.append(
-                f"variables.{named[1]}.role: {' and '.join(named)} both have the role {role!r}; a study has one"
-            )
-    if not study.outcome:
-        found.append("variables: no variable has `role: outcome`; give one")
-        return found
-    outcome = study.variables[study.outcome]
-    if outcome.type == "code" and len(outcome.codes or ()) != 2:
-        found.append(f"variables.{study.outcome}.codes: an outcome of type code has two codes, the event and the other")
-    if study.task.kind == "treatment_effect":
-        if study.arm is None:
-            found.append("task.kind: a treatment_effect needs a variable with `role: arm`")
-        if outcome.type != "code":
-            found.append(f"variables.{study.outcome}.type: a treatment_effect needs an outcome of type code")
-    if study.arm and study.variables[study.arm].type != "code":
-        found.append(f"variables.{study.arm}.type: an arm is of type code")
-    if study.task.kind == "risk_prediction" and not study.covariates:
-        found.append("variables: a risk_prediction needs at least one variable with `role: covariate`")
-    for index, rule in enumerate(study.cohort.include):
-        where = f"cohort.include.{index}"
-        asked = study.variables.get(rule.variable)
-        if asked is None:
-            found.append(f"{where}.variable: there is no variable {rule.variable!r}")
-        elif rule.is_one_of is not None:
-            unknown = [code for code in rule.is_one_of if code not in (asked.codes or {})]
-            if unknown:
-                found.append(f"{where}.is_one_of: {unknown[0]!r} is not a code of {rule.variable!r}")
-        elif asked.type != "number":
-            found.append(f"{where}: at_least and at_most need a number; {rule.variable!r} is of type {asked.type}")
-        elif asked.range:
-            low, high = asked.range
-            for bound, value, nobody in (
-                ("at_least", rule.at_least, rule.at_least is not None and rule.at_least > high),
-                ("at_most", rule.at_most, rule.at_most is not None and rule.at_most < low),
-            ):
-                if nobody:
-                    found.append(
-                        f"{where}.{bound}: {value:g} leaves nobody, the range of {rule.variable} is {low:g} to {high:g}"
-                    )
-    if study.parts.kind == "variable":
-        part = study.variables.get(study.parts.variable or "")
-        if part is None or part.role != "part":
-            found.append(f"parts.variable: {study.parts.variable!r} is no variable with `role: part`")
-        elif not {"train", "test"} <= set(part.codes or ()) <= {"train", "valid", "test"}:
-            found.append(
-                f"variables.{study.parts.variable}.codes: a part variable has the codes train, test (and valid)"
-            )
-    found += [
-        f"evaluation.variants: there is no variant {v!r}" for v in study.evaluation.variants if v not in study.variants
-    ]
-    design = study.evaluation.design
-    if design == "cross_validation" and study.parts.kind != "folds":
-        found.append("evaluation.design: cross_validation needs `parts: {kind: folds, folds: N}`")
-    if design == "holdout" and study.parts.kind not in ("variable", "fractions"):
-        found.append("evaluation.design: holdout needs parts with a test part (fractions, or a variable)")
-    if design == "holdout" and study.parts.kind == "fractions" and not study.parts.test:
-        found.append("parts.test: holdout needs a test part above 0")
-    if design == "leave_one_site_out" and len(study.sites.invited) < 3:
-        found.append("evaluation.design: leave_one_site_out needs at least 3 invited sites")
-    if len(set(study.sites.invited)) < len(study.sites.invited):
-        found.append("sites.invited: a site is named twice")
-    if study.sites.minimum > len(study.sites.invited):
-        found.append(
-            f"sites.minimum: {study.sites.minimum} sites are needed but only {len(study.sites.invited)} are invited"
-        )
-    return found
 
 
 __all__ = ["Code", "Study", "Variable"]

@@ -1,11 +1,11 @@
 """Variables of a study: meaning, type, unit, range or codes, role, and what a missing value means."""
 
-import difflib
-from functools import lru_cache
-from typing import Annotated, Literal, Self
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, Literal, Self
 
-import pint
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+
+from medfed.study.units import absolute_zero, nearest, unit_problem, unit_registry
 
 
 class Translated(BaseModel):
@@ -18,26 +18,6 @@ class Translated(BaseModel):
 
 Text = Annotated[str, StringConstraints(min_length=1)] | Translated
 Code = str
-# Units of medicine that pint makes from a prefix, for suggestions: without them "mmoll" would be near to "mol".
-_WITH_PREFIX = (
-    "mmol",
-    "umol",
-    "nmol",
-    "pmol",
-    "kg",
-    "mg",
-    "ug",
-    "ng",
-    "ml",
-    "dl",
-    "ul",
-    "fl",
-    "cm",
-    "mm",
-    "um",
-    "ms",
-    "kPa",
-)
 
 
 def text_in(value: Text, lang: str) -> str:
@@ -47,29 +27,16 @@ def text_in(value: Text, lang: str) -> str:
     return (value.zh if lang == "zh" else None) or value.en
 
 
-@lru_cache(maxsize=1)
-def unit_registry() -> pint.UnitRegistry:  # type: ignore[type-arg]
-    """Pint's registry, made once: it takes a quarter of a second."""
-    return pint.UnitRegistry(cache_folder=None)
+def one_of(known: Iterable[str]) -> str:
+    """The end of a sentence: what there is to choose from. Empty where there is no choice."""
+    words = list(known)
+    return f"; choose {', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else ""
 
 
-def unit_problem(unit: str) -> str | None:
-    """Why a unit can't be understood, with the nearest one that can; None when all is well."""
-    if unit == "1":
-        return None
-    registry = unit_registry()
-    try:
-        registry.parse_units(unit)
-        return None
-    except Exception:  # pint raises its own, tokenizer and attribute errors
-        words = [word for word in unit.replace("/", " ").replace("*", " ").replace("^", " ").split() if word.isalpha()]
-        for word in words:
-            if word not in registry:
-                known = [*_WITH_PREFIX, *(name for name in dir(registry) if name.isalpha())]
-                close = difflib.get_close_matches(word, known, 1, 0.6)
-                hint = f"; did you mean {unit.replace(word, close[0])!r}?" if close else ""
-                return f"there is no unit {word!r}{hint}"
-        return f"{unit!r} is not a unit; write for example 'mmol/l', 'kg/m**2', 'year', or '1' for a pure number"
+def _two_numbers(value: Any) -> Any:
+    if isinstance(value, list | tuple) and len(value) != 2:
+        raise ValueError("a range has two numbers; write [lowest, highest]")
+    return value
 
 
 class Variable(BaseModel):
@@ -81,7 +48,7 @@ class Variable(BaseModel):
     type: Literal["number", "code", "date", "text"]
     role: Literal["outcome", "arm", "covariate", "part", "cohort"]
     unit: str | None = None
-    range: tuple[float, float] | None = None
+    range: Annotated[tuple[float, float], BeforeValidator(_two_numbers)] | None = None
     codes: dict[str, Text] | None = None
     event: str | None = None
     reference: str | None = None
@@ -89,39 +56,56 @@ class Variable(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.type == "number":
-            if self.range is None or self.unit is None:
-                raise ValueError("a number has a `unit` and a `range: [lowest, highest]`")
-            if not self.range[0] < self.range[1]:
-                raise ValueError(
-                    f"range: the lowest value {self.range[0]:g} is not below the highest {self.range[1]:g}"
-                )
-            if problem := unit_problem(self.unit):
-                raise ValueError(f"unit: {problem}")
-            if self.codes is not None:
-                raise ValueError("codes: a number has no codes; use `type: code`")
-        elif self.unit is not None or self.range is not None:
-            raise ValueError(f"`unit` and `range` belong to numbers; this variable is of type {self.type}")
-        if self.type == "code":
-            if not self.codes or len(self.codes) < 2:
-                raise ValueError("codes: a variable of type code has at least two codes")
-            if "unknown" in self.codes and self.missing == "unknown":
-                raise ValueError("codes: 'unknown' is added by `missing: unknown`; remove the code or the rule")
-        for key, value in (("event", self.event), ("reference", self.reference)):
-            if value is not None and value not in (self.codes or {}):
-                close = difflib.get_close_matches(value, list(self.codes or ()), 1)
-                hint = f"; did you mean {close[0]!r}?" if close else ""
-                raise ValueError(f"{key}: {value!r} is not among the codes{hint}")
-        if self.role == "outcome" and self.type == "code" and self.event is None:
-            raise ValueError("event: an outcome of type code says which code is the event")
-        if self.event is not None and self.role != "outcome":
-            raise ValueError("event: only an outcome has an event")
-        if self.missing == "mean" and self.type != "number":
-            raise ValueError("missing: `mean` is for numbers; use `unknown` or `drop`")
-        if self.missing == "unknown" and self.type != "code":
-            raise ValueError("missing: `unknown` is for codes; use `mean` or `drop`")
-        if self.role in ("outcome", "arm", "part") and self.missing != "drop":
-            raise ValueError(f"missing: an {self.role} can't be made up; its missing rule is `drop`")
-        if self.role in ("covariate", "outcome") and self.type not in ("number", "code"):
-            raise ValueError(f"type: a {self.role} is a number or a code, not a {self.type}")
+        if problems := [*self._number(), *self._code(), *self._role()]:
+            raise ValueError("\n".join(problems))
         return self
+
+    def _number(self) -> Iterator[str]:
+        if self.type != "number":
+            if self.unit is not None or self.range is not None:
+                yield f"`unit` and `range` belong to numbers; this variable is of type {self.type}"
+            if self.missing == "mean":
+                yield "missing: `mean` is for numbers; use `unknown` or `drop`"
+            return
+        if self.range is None or self.unit is None:
+            yield "a number has a `unit` and a `range: [lowest, highest]`"
+        if self.range and not self.range[0] < self.range[1]:
+            remedy = "swap them" if self.range[0] > self.range[1] else "widen the range"
+            yield f"range: the lowest value {self.range[0]:g} is not below the highest {self.range[1]:g}; {remedy}"
+        if self.unit is not None:
+            if problem := unit_problem(self.unit):
+                yield f"unit: {problem}"
+            elif self.range and (zero := absolute_zero(self.unit)) is not None and self.range[0] < zero:
+                yield f"range: {self.range[0]:g} {self.unit} is below absolute zero, {zero:g}; correct the lowest value"
+        if self.codes is not None:
+            yield "codes: a number has no codes; use `type: code`"
+
+    def _code(self) -> Iterator[str]:
+        codes = self.codes or {}
+        if self.type == "code":
+            if len(codes) < 2:
+                yield "codes: a variable of type code has at least two codes; a constant says nothing"
+            if "" in codes:
+                yield 'codes: a code is not empty; name it, and list "" among the site\'s missing codes'
+            if "unknown" in codes and self.missing == "unknown":
+                yield "codes: 'unknown' is added by `missing: unknown`; remove the code or the rule"
+        elif self.missing == "unknown":
+            yield "missing: `unknown` is for codes; use `mean` or `drop`"
+        for key, value in (("event", self.event), ("reference", self.reference)):
+            if value is not None and value not in codes:
+                yield f"{key}: {value!r} is not among the codes{nearest(value, codes) or one_of(codes)}"
+
+    def _role(self) -> Iterator[str]:
+        if self.role == "outcome" and self.type == "code" and self.event is None:
+            yield f"event: an outcome of type code says which code is the event{one_of(self.codes or {})}"
+        if self.event is not None and self.role != "outcome":
+            yield "event: only an outcome has an event; remove it"
+        if self.reference is not None and self.role not in ("arm", "covariate"):
+            yield f"reference: only an arm or a covariate has a reference, not an {self.role}; remove it"
+        if self.role in ("outcome", "arm", "part") and self.missing != "drop":
+            yield f"missing: an {self.role} can't be made up; its missing rule is `drop`"
+        if self.role in ("covariate", "outcome") and self.type not in ("number", "code"):
+            yield f"type: a {self.role} is a number or a code, not a {self.type}"
+
+
+__all__ = ["Code", "Text", "Translated", "Variable", "nearest", "one_of", "text_in", "unit_problem", "unit_registry"]
