@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from datetime import date, timedelta
@@ -198,9 +199,17 @@ def few_patients(folder: Path) -> None:
     done("site", "approve", site, folder / "study.yaml")
 
 
+def edited_ledger(folder: Path) -> None:
+    db = sqlite3.connect(folder / "sites" / "west" / "ledger.db")
+    db.execute("update ledger set at='2020-01-01'")
+    db.commit()
+    db.close()
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
+        (edited_ledger, "the site's ledger is damaged or was changed"),
         (away, "the site's folder is not here"),
         (without_table, "the site has not built its table for this version of the study"),
         (withdrawn, "the site has withdrawn its approval of this study"),

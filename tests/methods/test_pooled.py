@@ -34,7 +34,12 @@ def study_of(frame: pd.DataFrame, outcome: str, method: str, settings: dict[str,
     variables: dict[str, Any] = {}
     for name in frame:
         low, high = float(frame[name].min()), float(frame[name].max())
-        number = {"meaning": name, "type": "number", "unit": "1", "range": [low - 0.1 * (high - low) - 1e-9, high + 0.1 * (high - low) + 1e-9]}
+        number = {
+            "meaning": name,
+            "type": "number",
+            "unit": "1",
+            "range": [low - 0.1 * (high - low) - 1e-9, high + 0.1 * (high - low) + 1e-9],
+        }
         if name != outcome:
             variables[str(name)] = {**number, "role": "covariate", "missing": "mean"}
         elif binary:

@@ -15,7 +15,7 @@ from medfed.errors import LedgerError, MappingError, PolicyViolation
 from medfed.federation.call import Answer, Call, Failure, Own, Protection
 from medfed.federation.door import Access, Doors
 from medfed.federation.keys import load_signing_key, public_hex
-from medfed.federation.ledger import Durability
+from medfed.federation.ledger import Durability, verify_ledger
 from medfed.federation.policy import load_policy
 from medfed.study import Study
 
@@ -25,6 +25,7 @@ NO_TABLE = "the site has not built its table for this version of the study"
 TABLE_CHANGED = (
     "the site's table is damaged or was changed since it was built; the site builds, checks and approves again"
 )
+LEDGER_CHANGED = "the site's ledger is damaged or was changed; `medfed site verify` says where"
 NOT_READABLE = (
     "the site's policy, keys or ledger can't be read; the site's own `medfed site verify` and `preview` say why"
 )
@@ -93,13 +94,21 @@ class SiteFolders:
                 self.closed[name] = NOT_HERE
                 continue
             try:
-                self.doors[name] = open_doors(self.folders[name], study, durability=durability, clock=clock)
+                door = open_doors(self.folders[name], study, durability=durability, clock=clock)
             except MappingError:
                 built = self.folders[name].table_folder(study.hash).exists()
                 self.closed[name] = TABLE_CHANGED if built else NO_TABLE
+                continue
             except (PolicyViolation, LedgerError, sqlite3.Error):
                 self.closed[name] = NOT_READABLE
+                continue
+            try:
+                verify_ledger(door.store.db, name)
+            except LedgerError:
+                self.closed[name] = LEDGER_CHANGED
+                door.store.db.close()
             else:
+                self.doors[name] = door
                 self._logs.append(_SiteLog(self.folders[name]))
                 log.addHandler(self._logs[-1])
         self.sites = tuple(study.sites.invited)

@@ -14,12 +14,14 @@ from medfed.errors import LedgerError
 from medfed.evaluation.outcome import coefficient_table, effect_figures, fitted_model, prediction_figures, site_alarms
 from medfed.evaluation.report import write_report
 from medfed.evaluation.study_run import StudyRun
-from medfed.federation.gate import minimum_cell
+from medfed.federation.gate import REPLY_NOT_LISTED, SITE_TERMS, minimum_cell
 from medfed.federation.ledger import Durability, released, verify_ledger
 from medfed.federation.policy import Policy
 from medfed.federation.runner import Listener, Runner
 from medfed.models.linear import LinearModel
 from medfed.study import Study
+
+OF_ONE_SITE = (REPLY_NOT_LISTED, SITE_TERMS)
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,9 @@ def _report(
     reasons = dict(result["fitted"].get("held_back") or {})
     for name, judged in (result["evaluation"].get("judged") or {}).items():
         if name != "coefficients":
-            reasons = dict(judged.get("not_shown") or {}) | reasons
+            # That a site's own figures are not shown is no reason why it was not counted.
+            not_shown = {s: f for s, f in (judged.get("not_shown") or {}).items() if f["reason"] not in OF_ONE_SITE}
+            reasons = not_shown | reasons
     report: dict[str, Any] = {
         "study": {
             "name": study.name,
@@ -130,7 +134,12 @@ def _report(
     if study.task.kind == "treatment_effect":
         report["effect"] = effect_figures(study, result["fitted"])
     elif result["evaluation"]:
+        fits = [list(fit["sites"]) for fit in result["evaluation"].get("fits", {}).values()]
+        apart = study.evaluation.design == "leave_one_site_out"
+        # Pooled figures stand beside federated ones only where every fit was of the same sites.
         tables = {site: table for site, table in engine.tables.items() if site in counted}
+        if not apart and any(sites != counted for sites in fits):
+            tables = {}
         minimum = {site: minimum_cell(engine.doors[site].sites[site].policy, study) for site in tables}
         report["prediction"] = prediction_figures(study, result, tables=tables, minimum=minimum)
         report["prediction"]["coefficients"] = coefficient_table(study, result["fitted"])

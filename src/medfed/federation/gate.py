@@ -169,9 +169,9 @@ def judge_rows(
             if len(group) < minimum:
                 return SMALL_DIFFERENCE
             rows = np.flatnonzero(np.isin(patient_of_row, group))
-            if len(np.unique(patient_of_row[rows])) == len(group) and protection == "plain":
-                if has_small_cell(factors, study, rows, minimum):
-                    return SMALL_DIFFERENCE
+            all_here = len(np.unique(patient_of_row[rows])) == len(group)
+            if all_here and protection == "plain" and has_small_cell(factors, study, rows, minimum):
+                return SMALL_DIFFERENCE
     return None
 
 

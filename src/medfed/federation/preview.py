@@ -104,7 +104,7 @@ def _step(study: Study, table: StudyTable, policy: Policy, step: Step, protectio
         meaning=(step.function.__doc__ or "").strip().split("\n")[0],
         reads=step.reads,
         takes=tuple(
-            f"{name} ({declared.shape or 'one number'}, at most {declared.limit:g})"
+            f"{name} ({declared.shape or 'one number'}, at most {min(declared.limit, policy.input_limits.get(name, declared.limit)):g})"
             for name, declared in step.takes.items()
         ),
         keeps=tuple(step.keeps.shapes) if step.keeps else (),

@@ -121,6 +121,7 @@ class Runner:
                 f"a run's name has letters, digits, '.', '_' and '-' only, and 80 at most; not {run!r}"
             )
         at = self.clock().isoformat(timespec="seconds")
+        self.status.begin(run, 0)
         self.store.start_run(run, self.study.hash, self.study.model_dump_json(), at)
         self._take_heads()
         try:
@@ -288,7 +289,8 @@ def status_of(folder: Path) -> list[RunStatus]:
             saved = store.checkpoint(row["run"])
             rounds = saved[0] if saved else 0
             state = row["state"]
-            if state == "running" and not alive:
+            # One lock a folder: of the runs marked running, only the one that the runner speaks of is alive.
+            if state == "running" and str(now.get("path", "")).partition("/")[0] != row["run"]:
                 state = "interrupted"
             mine = now if state == "running" and str(now.get("path", "")).partition("/")[0] == row["run"] else {}
             statuses.append(
