@@ -236,9 +236,10 @@ class Doors:
                 if name in step.takes:
                     value = own.each[name] if name in own.each else call.inputs[name]
                     check_one_input(name, value, step, sizes, limit=limit)
-        except PolicyViolation as problem:
+            rows_asked = access.table.on(call.part).rows
+        except MedfedError as problem:
             return str(problem)
-        if access.table.on(call.part).rows > self.study.rows_at_most:
+        if rows_asked > self.study.rows_at_most:
             return "the site has more rows than the study's rows_per_site allows for"
         rows = (site, call.part, call.protection)
         if rows not in self._rows_judged:
