@@ -185,7 +185,9 @@ def _next(state: str, reason: str, _: Translate) -> str:
 
 
 def abandon(
-    name: Annotated[str, typer.Argument(help="The run whose open round is given up.")], consortium: Consortium = Path()
+    name: Annotated[str, typer.Argument(help="The run whose open round is given up.")],
+    consortium: Consortium = Path(),
+    json: AsJson = False,
 ) -> None:
     """Give up the open round of a run whose sites can't come back: what was sealed stays charged and is never read."""
     folder = consortium / "coordinator"
@@ -202,4 +204,7 @@ def abandon(
     finally:
         runner.close()
         engine.close()
+    if json:
+        print_json({"run": name, "given_up": True})
+        return
     out.print(f"{name}: the open round is given up; `medfed resume {name}` asks its question anew, in the next round")

@@ -58,6 +58,7 @@ def init(
     folder: Annotated[Path, typer.Argument(help="Folder to make.")],
     name: Annotated[str, typer.Option(help="The site's name, as studies invite it: a-z, 0-9, hyphen.")],
     title: Annotated[str, typer.Option(help="The institution's name for people.")] = "",
+    json: AsJson = False,
 ) -> None:
     """Make a site's folder: site.yaml and policy.yaml to edit, and the site's keys (readable by you alone).
 
@@ -72,6 +73,9 @@ def init(
     except (OSError, PolicyViolation):
         made.unlink()  # so that init can be run again
         raise
+    if json:
+        print_json({"site": name, "folder": str(folder), "public_key": public_hex(key)})
+        return
     out.print(f"{folder} is ready. Edit site.yaml (mapping) and policy.yaml (what may leave).", soft_wrap=True)
     out.print(f"Public key of this site, for the coordinator: {public_hex(key)}", soft_wrap=True)
 
@@ -182,6 +186,7 @@ def _last_day(until: str) -> date:
 def revoke(
     folder: SiteFolderPath,
     study: Annotated[str, typer.Argument(help="The study.yaml that was approved, or the beginning of its hash.")],
+    json: AsJson = False,
 ) -> None:
     """Withdraw an approval. The site answers no further call of this study, also in a run that is under way."""
     site = load_site(folder)
@@ -200,6 +205,9 @@ def revoke(
             )
         key = load_signing_key(site.keys)
         head = sign_revocation(db, site=site.name, study_hash=found[0], key=key, at=_now())
+    if json:
+        print_json({"site": site.name, "study": found[0], "ledger_row": head.number})
+        return
     out.print(f"{site.name} has withdrawn its approval of {approved[found[0]]}; row {head.number} of its ledger.")
 
 
