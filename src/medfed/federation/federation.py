@@ -99,13 +99,13 @@ class Federation:
             raise FederationError(f"{step.name} gives replies of single sites: ask for it with gather, not sum")
         study = self.study
 
-        sizes = bind(step.takes, {name: np.asarray(value) for name, value in inputs.items()}, study.sizes)
+        expected = _declared_arrays(step, inputs, study)
 
         def collect(answers: Iterator[tuple[str, Answer | Failure]]) -> dict[str, Any]:
             total: dict[str, NDArray[np.int64]] = {}
             counted, failures = [], {}
             for site, answer in self._once_each(answers):
-                answer = _as_declared(step, answer, sizes, study)
+                answer = _as_declared(answer, expected)
                 if isinstance(answer, Failure):
                     failures[site] = {"kind": answer.kind, "reason": answer.reason}
                     continue
@@ -141,8 +141,7 @@ class Federation:
             replies, failures = {}, {}
             for site, answer in self._once_each(answers):
                 given = {**inputs, **(each or {}).get(site, {})}
-                bound = bind(step.takes, {name: np.asarray(value) for name, value in given.items()}, self.study.sizes)
-                answer = _as_declared(step, answer, bound, self.study)
+                answer = _as_declared(answer, _declared_arrays(step, given, self.study))
                 if isinstance(answer, Failure):
                     failures[site] = {"kind": answer.kind, "reason": answer.reason}
                 else:
@@ -211,7 +210,25 @@ class Federation:
         return outcome
 
 
-def _as_declared(step: Step, answer: Answer | Failure, sizes: Mapping[str, Any], study: Study) -> Answer | Failure:
+def _declared_arrays(
+    step: Step, inputs: Mapping[str, Any], study: Study
+) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+    """Type and shape of every array that an answer to these inputs has; sums are coded for the ring."""
+    sizes = bind(step.takes, {name: np.asarray(value) for name, value in inputs.items()}, study.sizes)
+    expected: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
+    for name, declared in step.releases.items():
+        shape = shape_of(declared.shape, sizes)
+        if isinstance(declared, Reply):
+            expected[name] = (np.dtype(np.float64), shape)
+        else:
+            limbs = declared.limbs(rows_at_most=study.rows_at_most, sites_at_most=study.sites_at_most)
+            expected[name] = (np.dtype(np.int64), shape if limbs == 1 else (*shape, 2))
+    return expected
+
+
+def _as_declared(
+    answer: Answer | Failure, expected: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]
+) -> Answer | Failure:
     """An answer whose arrays are what the step declares; otherwise that site's failure, which stops nobody else."""
     if isinstance(answer, Failure):
         return answer
@@ -219,17 +236,11 @@ def _as_declared(step: Step, answer: Answer | Failure, sizes: Mapping[str, Any],
         values = answer.values
     except LedgerError:
         return Failure("failed", NOT_AS_DECLARED)
-    if set(values) != set(step.releases):
+    if values.keys() != expected.keys():
         return Failure("failed", NOT_AS_DECLARED)
-    for name, declared in step.releases.items():
-        value, shape = values[name], shape_of(declared.shape, sizes)
-        kind = np.float64
-        if not isinstance(declared, Reply):
-            kind = np.int64  # type: ignore[assignment]
-            if declared.limbs(rows_at_most=study.rows_at_most, sites_at_most=study.sites_at_most) == 2:
-                shape = (*shape, 2)
-        array = np.asarray(value)
-        if array.dtype != kind or array.shape != shape or not np.isfinite(array.astype(np.float64)).all():
+    for name, (kind, shape) in expected.items():
+        array = np.asarray(values[name])
+        if array.dtype != kind or array.shape != shape or (kind.kind == "f" and not np.isfinite(array).all()):
             return Failure("failed", NOT_AS_DECLARED)
     return answer
 
