@@ -82,6 +82,21 @@ class Failure:
     reason: str
 
 
+@dataclass(frozen=True)
+class Waiting:
+    """How a site stands that has not answered yet. since, until: unix seconds.
+
+    state: "asked" (nothing unusual), "working" (its step runs) or "away" (why says it). until: when it is left out, or the
+    run stops.
+    """
+
+    site: str
+    state: Literal["asked", "working", "away"]
+    since: float
+    why: str
+    until: float
+
+
 class Answer:
     """A sealed answer: its bytes, and what they hold."""
 
