@@ -31,7 +31,7 @@ def spawn(
     """
     handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
-        child: subprocess.Popen[bytes] = subprocess.Popen(
+        child: subprocess.Popen[bytes] = subprocess.Popen(  # type: ignore[call-overload]
             [sys.executable, "-u", "-m", "medfed.engines.nvflare.processes", str(os.getpid()), *command],
             stdin=subprocess.DEVNULL, stdout=handle, stderr=handle, env=dict(environment), start_new_session=True,
             **options,
