@@ -58,10 +58,10 @@ class Channel:
             raise Unanswered("not verified") from None
         if error := reply.get("error"):
             raise Unanswered({"absent": "not in the dispatcher", "silent": "silent"}.get(str(error), "gone"))  # type: ignore[arg-type]
-        if reply.get("refused"):
-            raise Unanswered("refused")
         try:
             answer = parse(str(reply.get("message", "")))
+            if answer.get("refused"):
+                raise Unanswered("refused")
             found = self.sealer.read(answer, blob, sender=self.site, public=self.public_key, nonce=header["nonce"])
         except BadMessage:
             raise Unanswered("not verified") from None

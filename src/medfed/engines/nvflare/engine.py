@@ -74,6 +74,11 @@ class Networked:
         self._reasons: dict[str, str] = {}
         self._closing = threading.Event()
 
+    def use_relay(self, relay: Path) -> None:
+        """Speak to another socket than the dispatcher's: a fault proxy's, or a recorder's."""
+        for channel in self._channels.values():
+            channel.relay = relay
+
     @property
     def public_keys(self) -> dict[str, str]:
         return {site: self.members[site].public_key for site in self._channels}

@@ -18,6 +18,7 @@ from nvflare.collab import collab
 from medfed.engines.nvflare.frames import BLOB_AT_MOST, BadMessage, connect, listen, receive, send
 
 NOBODY_THERE = "the service of the site does not answer"
+REFUSED = '{"refused":true}'
 SEPARATOR = b"\n\x00\n"
 
 
@@ -88,8 +89,8 @@ class SiteRelay:
                 connection = self._connection(fresh)
                 send(connection, {"message": header}, blob)
                 reply, answer = receive(connection)
-                return str(reply["message"]).encode() + SEPARATOR + answer
-            except (OSError, EOFError, BadMessage, KeyError):
+                return str(reply.get("message", REFUSED)).encode() + SEPARATOR + answer
+            except (OSError, EOFError, BadMessage):
                 self._local.connection = None
         raise ConnectionError(NOBODY_THERE) from None
 
