@@ -90,7 +90,7 @@ def separate_users(folder: Path, count: int) -> tuple[list[int | None], str]:
     if os.geteuid() != 0:
         return [None] * count, "all parties run as you: only the administrator may start processes as other users"
     numbers: list[int | None] = [FIRST_USER + index for index in range(count)]
-    probe = "import os, medfed; os.listdir('.')"
+    probe = "import os, medfed; os.stat('sites')"
     try:
         subprocess.run(
             [sys.executable, "-c", probe], cwd=folder, user=FIRST_USER, group=FIRST_USER, extra_groups=[],
