@@ -1,0 +1,128 @@
+"""Who takes part, and how many patients: nothing is masked before both are signed."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from interrupted_sum import BAD, LENGTH, Sum
+from secure_rounds import Consortium, consortium, count_over, exchange, plain_total, random_words
+
+from medfed.errors import PrivacyError
+from medfed.privacy.coordinator_side import CoordinatorSide
+from medfed.privacy.messages import (
+    Masked,
+)
+from medfed.privacy.roster import Roster, SignedRoster, call_roster, sign_roster
+from medfed.privacy.signatures import public_hex
+from medfed.privacy.site_side import SiteSide
+
+
+def test_an_unsigned_roster_is_refused() -> None:
+    roster, officer = consortium(4).roster, Ed25519PrivateKey.generate()
+    for signature in ("", "00" * 64, "not hex"):
+        with pytest.raises(PrivacyError, match="not signed by the authority"):
+            call_roster(SignedRoster(roster.sites, roster.keys, signature), public_hex(officer), roster.sites)
+
+
+def test_a_roster_signed_by_another_or_changed_afterwards_is_refused() -> None:
+    roster, officer = consortium(4).roster, Ed25519PrivateKey.generate()
+    directory = sign_roster(roster, officer)
+    with pytest.raises(PrivacyError, match="not signed by the authority"):
+        call_roster(directory, public_hex(Ed25519PrivateKey.generate()), roster.sites)
+    mine = public_hex(Ed25519PrivateKey.generate())
+    with pytest.raises(PrivacyError, match="not signed by the authority"):
+        call_roster(replace(directory, keys=(mine, *roster.keys[1:])), public_hex(officer), roster.sites)
+
+
+def test_a_call_to_a_stranger_or_to_two_sites_is_refused() -> None:
+    roster, officer = consortium(4).roster, Ed25519PrivateKey.generate()
+    directory = sign_roster(roster, officer)
+    with pytest.raises(PrivacyError, match="'stranger' is not on the roster"):
+        call_roster(directory, public_hex(officer), (*roster.sites[:3], "stranger"))
+    with pytest.raises(PrivacyError, match="at least 3 sites"):
+        call_roster(directory, public_hex(officer), roster.sites[:2])
+    with pytest.raises(PrivacyError, match="names a site twice"):
+        call_roster(directory, public_hex(officer), (*roster.sites, roster.sites[0]))
+
+
+def test_one_key_under_two_names_is_refused() -> None:
+    keys = consortium(3).roster.keys
+    with pytest.raises(PrivacyError, match="a, b have the same key") as refused:
+        Roster.of({"a": keys[0], "b": keys[0], "c": keys[1], "d": keys[2]})
+    assert refused.value.culprits == ("a", "b")
+
+
+def test_a_site_takes_part_only_under_its_own_key_and_roster() -> None:
+    group = consortium(3)
+    context = group.context(LENGTH)
+    with pytest.raises(PrivacyError, match="another key of site 'site000'"):
+        SiteSide("site000", group.keys["site001"], context, group.roster, remember={}.setdefault)
+    with pytest.raises(PrivacyError, match="another roster"):
+        SiteSide("site000", group.keys["site000"], context, consortium(4).roster, remember={}.setdefault)
+
+
+def sum_after(group: Consortium, count: Any, **options: Any) -> CoordinatorSide:
+    context = group.context(LENGTH, purpose="sum")
+    values = random_words(group.roster.sites, LENGTH)
+    return exchange(group, CoordinatorSide(context, group.roster), group.sides(context, **options), values, count=count)
+
+
+def test_nothing_is_masked_before_a_count_was_shown() -> None:
+    group = consortium(5)
+    with pytest.raises(PrivacyError, match="no secure count of units over this roster was shown"):
+        sum_after(group, None)
+    assert not any(isinstance(message, Masked) for message in group.heard)
+
+
+def test_a_count_that_is_forged_short_of_signatures_or_of_another_roster_is_refused() -> None:
+    group = consortium(5)
+    count = count_over(group)
+    group.heard.clear()
+    for changed, match in (
+        (replace(count, totals=count.totals + 1000), "the signature of site 'site000' is not over this"),
+        (replace(count, signers=count.signers[:3], signatures=count.signatures[:3]), "has 3 of 5 sites"),
+        (replace(count, sites=count.sites[:4], tables=count.tables[:4]), "is not over this"),
+        (replace(count, study="6" * 64), "of another study or roster"),
+        (count_over(consortium(6)), "of another study or roster"),
+        (count_over(consortium(5, seed=1)), "of another study or roster"),
+    ):
+        with pytest.raises(PrivacyError, match=match):
+            sum_after(group, changed)
+    assert not any(isinstance(message, Masked) for message in group.heard)
+
+
+def test_a_table_that_changed_since_the_count_is_refused_and_named() -> None:
+    group = consortium(5)
+    count = count_over(group)
+    context = group.context(LENGTH, purpose="sum")
+    values, sides = random_words(group.roster.sites, LENGTH), group.sides(context)
+    sides[BAD].table = "rebuilt"
+    with pytest.raises(PrivacyError, match="the study table of site 'site001' changed since its units were") as refused:
+        exchange(group, CoordinatorSide(context, group.roster), sides, values, count=count)
+    assert refused.value.culprits == (BAD,)
+
+
+def test_a_coordinator_can_not_get_a_count_signed_that_the_sites_did_not_add_up() -> None:
+    case = Sum("a signature of the count")
+    honest = case.coordinator.requests()["site000"]
+    for field, match in (
+        ("values", "masked words under the name of site 'site000' are not signed by its key"),
+        ("masked_signatures", "under the name of site 'site000'"),
+        ("unmasking_signatures", "shares given back under the name of site 'site000'"),
+    ):
+        changed = getattr(honest, field).copy()
+        changed[0, 0] ^= 1
+        with pytest.raises(PrivacyError, match=match):
+            case.sides["site000"].answer(replace(honest, **{field: changed}))
+    with pytest.raises(PrivacyError, match="over other survivors"):
+        case.sides["site000"].answer(replace(honest, survivors=honest.survivors[:4]))
+    case.go("nothing")
+    assert (case.coordinator.count.totals == plain_total(case.values, case.group.roster.sites)).all()
+
+
+def test_a_sum_is_not_signed_as_if_it_were_a_count() -> None:
+    group = consortium(3)
+    done = sum_after(group, count_over(group))
+    with pytest.raises(PrivacyError, match="there is no signed count"):
+        _ = done.count
