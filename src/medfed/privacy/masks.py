@@ -4,6 +4,7 @@ A seed makes one mask and is used for nothing else, so the counter starts at zer
 """
 
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ IntArray = NDArray[np.int64]
 
 # 128 KiB: zeros, keystream and the part of the target they are added to lie in a core's second-level cache together.
 CHUNK_BYTES = 131_072
+# So many masks go over one part of the target before the next part is touched.
+MASKS_AT_ONCE = 64
 _ZEROS = memoryview(bytes(CHUNK_BYTES))
 _COUNTER = CTR(bytes(16))
 
@@ -31,16 +34,24 @@ def add_masks(target: IntArray, masks: Iterable[tuple[bytes, int]]) -> None:
     words = target.view(np.uint64)
     buffer = memoryview(bytearray(min(CHUNK_BYTES, target.nbytes)))
     stream = np.frombuffer(buffer, "<u8")
-    whole = target.nbytes // CHUNK_BYTES * CHUNK_BYTES
-    chunks = [(words[at // 8 : (at + CHUNK_BYTES) // 8], stream, _ZEROS, buffer) for at in range(0, whole, CHUNK_BYTES)]
-    if rest := target.nbytes - whole:
-        chunks.append((words[whole // 8 :], stream[: rest // 8], _ZEROS[:rest], buffer[:rest]))
-    for seed, sign in masks:
-        combine = np.add if sign > 0 else np.subtract
-        update = keystream(seed)
+    chunks = [
+        (words[start : start + size], stream[:size], _ZEROS[: 8 * size], buffer[: 8 * size])
+        for start, size in chunk_sizes(len(words))
+    ]
+    left = iter(masks)
+    while group := [
+        (keystream(seed), np.add if sign > 0 else np.subtract) for seed, sign in islice(left, MASKS_AT_ONCE)
+    ]:
         for part, mask, zeros, bytes_ in chunks:
-            update(zeros, bytes_)
-            combine(part, mask, out=part)
+            for update, combine in group:
+                update(zeros, bytes_)
+                combine(part, mask, out=part)
+
+
+def chunk_sizes(length: int) -> list[tuple[int, int]]:
+    """Where each chunk of a row starts and how many words it has."""
+    size = CHUNK_BYTES // 8
+    return [(start, min(size, length - start)) for start in range(0, length, size)]
 
 
 def keystream(seed: bytes) -> Any:
