@@ -8,13 +8,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from interrupted_sum import BAD, LENGTH, Sum
 from secure_rounds import Consortium, consortium, count_over, exchange, plain_total, random_words
 
+from medfed.canonical import digest
 from medfed.errors import PrivacyError
+from medfed.privacy import neighbours
 from medfed.privacy.coordinator_side import CoordinatorSide
 from medfed.privacy.messages import (
     Masked,
 )
 from medfed.privacy.roster import Roster, SignedRoster, call_roster, sign_roster
-from medfed.privacy.signatures import public_hex
+from medfed.privacy.signatures import public_hex, table_word
 from medfed.privacy.site_side import SiteSide
 
 
@@ -126,3 +128,28 @@ def test_a_sum_is_not_signed_as_if_it_were_a_count() -> None:
     done = sum_after(group, count_over(group))
     with pytest.raises(PrivacyError, match="there is no signed count"):
         _ = done.count
+
+
+def test_a_table_word_changes_with_table_and_site_and_is_no_hash_of_the_version() -> None:
+    keys = list(consortium(3).keys.values())
+    words = {table_word(key, version) for key in keys for version in ("v1", "v2")}
+    assert len(words) == 6
+    assert table_word(keys[0], "v1") in words
+    assert digest("v1") not in words
+
+
+def test_a_neighbour_graph_s_count_is_signed_too() -> None:
+    """Everything that a site checks of a count, with the graph of more than 200 sites made small."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(neighbours, "COMPLETE_UP_TO", 5)
+        patch.setattr(neighbours, "FEWEST_NEIGHBOURS", 8)
+        patch.setattr(neighbours, "MOST_FAILURE", 2.0)
+        neighbours.neighbours_needed.cache_clear()
+        group = consortium(13)
+        count = count_over(group, drops={"site002": "masked words", "site007": "shares"})
+        assert count.totals.tolist() == [220]
+        whole = count_over(group, ordinal=1)
+        values = random_words(group.roster.sites, LENGTH)
+        done = sum_after(group, whole)
+        assert (done.total == plain_total(values, group.roster.sites)).all()
+    neighbours.neighbours_needed.cache_clear()

@@ -1,7 +1,11 @@
 """Signatures over what a message says, with the kind of message in front: one can't be passed off as another."""
 
+import hmac
+
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from medfed.canonical import digest
 
@@ -27,6 +31,15 @@ def is_signed(public: str, signature: bytes, kind: str, *parts: str | bytes) -> 
 def public_hex(key: Ed25519PrivateKey) -> str:
     """The public half as a roster writes it."""
     return key.public_key().public_bytes_raw().hex()
+
+
+def table_word(key: Ed25519PrivateKey, version: str) -> str:
+    """A word that changes when a table's version does and tells nothing else: 64 hex digits.
+
+    The version is a hash of rows; of a few patients' rows it could be guessed, so others see it only under a key.
+    """
+    secret = HKDF(algorithm=SHA256(), length=32, salt=None, info=b"medfed table word").derive(key.private_bytes_raw())
+    return hmac.digest(secret, version.encode(), "sha256").hex()
 
 
 def is_key(text: object) -> bool:
