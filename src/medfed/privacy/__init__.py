@@ -33,8 +33,9 @@ bytes of it and back)::
   ``question``, itself before it passes the count on to ``mask``. The count must be over exactly the survivors.
 - A later attempt (``attempt`` + 1, new sides) asks the sites of the set that was signed, if one was.
 
-**What holds** while fewer than 2t - n sites (t = floor(2n/3) + 1: about a third) help a coordinator that does anything
-it likes: it learns totals over at least t of the n sites, one set a call. A site may still lie about its own words.
+**What holds** while fewer than 2t - n sites (t = floor(2n/3) + 1: about a third), and above 200 sites fewer than half of
+each site's neighbours, help a coordinator that does anything it likes: it learns totals over at least t of the n sites,
+one set a call. A site may still lie about its own words and so spoil a total: hold totals to the limits of their step.
 """
 
 from medfed.privacy.context import Context, Purpose

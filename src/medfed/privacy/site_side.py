@@ -320,7 +320,8 @@ class SiteSide:
         check_quorum(
             self.roster, agreed.signers, agreed.signatures, "the survivor set", "survivors", self.context.digest, named
         )
-        given = b"".join(pair[SELF_SEED if dealer in sites else MASK_KEY] for dealer, pair in self._held.items())
+        alive = frozenset(sites)
+        given = b"".join(pair[SELF_SEED if dealer in alive else MASK_KEY] for dealer, pair in self._held.items())
         unsigned = Unmasking(self.site, self.context.digest, named, rows(given, SHARE_BYTES), UNSIGNED)
         reply = signed(unsigned, self._key)
         self._own, self._held, self._channels, self._own_pair = {}, {}, {}, (b"", b"")
