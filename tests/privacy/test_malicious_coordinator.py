@@ -5,9 +5,10 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 from interrupted_sum import BAD, LENGTH, Sum
+from secure_rounds import plain_total
 
 from medfed.errors import PrivacyError
-from medfed.privacy import sealing
+from medfed.privacy import neighbours, sealing
 from medfed.privacy.agreement import private_key, public_bytes
 from medfed.privacy.coordinator_side import CoordinatorSide
 from medfed.privacy.messages import (
@@ -278,3 +279,42 @@ def test_a_key_list_of_the_wrong_length_is_refused() -> None:
     case = Sum("shares")
     listed = key_list(case)
     case.site_refuses(replace(listed, mask_keys=listed.mask_keys[:, :31]), "the keys of a list have shape")
+
+
+def test_dealers_without_the_site_itself_are_refused() -> None:
+    case = Sum("masked words")
+    request = replace(delivery(case), dealers=case.group.roster.sites[1:])
+    case.site_refuses(request, "those who dealt shares leaves out site 'site000'")
+
+
+def test_survivors_that_fall_into_parts_are_not_signed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said to have dropped, a site's neighbours on both sides would cut it and those beside it off from the rest."""
+    monkeypatch.setattr(neighbours, "COMPLETE_UP_TO", 5)
+    monkeypatch.setattr(neighbours, "neighbours_needed", lambda sites: 4)
+    case = Sum("a signature of the survivors", count=31)
+    ring = case.coordinator._graph.order
+    assert case.coordinator._graph.neighbours == 4
+    left = tuple(sorted(ring[2:5] + ring[7:]))
+    for site in (ring[3], ring[20]):
+        with pytest.raises(PrivacyError, match="do not hang together"):
+            case.sides[site].sign_survivors(Survivors(case.context.digest, left))
+    case.go("a signature of the count")
+    assert (case.coordinator.total == plain_total(case.values, case.group.roster.sites)).all()
+
+
+def test_too_few_neighbours_that_dealt_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "COMPLETE_UP_TO", 5)
+    monkeypatch.setattr(neighbours, "neighbours_needed", lambda sites: 4)
+    case = Sum("masked words", count=31)
+    site = case.coordinator._graph.order[9]
+    near = set(case.coordinator._graph.holders(site)) - {site}
+    request = case.coordinator.requests()[site]
+    assert isinstance(request, Delivery)
+    far = replace(
+        request,
+        dealers=tuple(dealer for dealer in request.dealers if dealer not in near),
+        ciphertexts=request.ciphertexts[:0],
+        commitments=request.commitments[[sorted({*near, site}).index(site)]],
+    )
+    with pytest.raises(PrivacyError, match="too few neighbours dealt shares"):
+        case.sides[site].mask(far, case.values[site])

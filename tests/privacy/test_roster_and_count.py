@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from interrupted_sum import BAD, LENGTH, Sum
@@ -14,6 +15,7 @@ from medfed.privacy import neighbours
 from medfed.privacy.coordinator_side import CoordinatorSide
 from medfed.privacy.messages import (
     Masked,
+    Transcript,
 )
 from medfed.privacy.roster import Roster, SignedRoster, call_roster, sign_roster
 from medfed.privacy.signatures import public_hex, table_word
@@ -153,3 +155,42 @@ def test_a_neighbour_graph_s_count_is_signed_too() -> None:
         done = sum_after(group, whole)
         assert (done.total == plain_total(values, group.roster.sites)).all()
     neighbours.neighbours_needed.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "sites, keys, match",
+    [
+        (("b", "a", "c"), None, "names each site once, in order"),
+        (("a", "b"), None, "at least 3 sites"),
+        (("a", "b/c", "d"), None, "printable text without a slash"),
+        (("a", "b\x1f", "c"), None, "printable text without a slash"),
+        (("a", "b", "c"), ("k" * 64,) * 3, "the roster's key of site 'a' is not an Ed25519 public key"),
+    ],
+)
+def test_a_roster_that_is_none_is_refused(sites: tuple[str, ...], keys: tuple[str, ...] | None, match: str) -> None:
+    with pytest.raises(PrivacyError, match=match):
+        Roster(sites, keys or consortium(3).roster.keys[: len(sites)])
+
+
+@pytest.mark.parametrize("changes", [dict(length=0), dict(attempt=-1), dict(round=-1), dict(purpose="answer")])
+def test_a_context_that_is_none_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(PrivacyError, match="a secure sum"):
+        consortium(3).context(**{"length": 5} | changes)
+
+
+def test_a_transcript_of_another_shape_is_refused() -> None:
+    case = Sum("a signature of the count")
+    honest = case.coordinator.requests()["site000"]
+    assert isinstance(honest, Transcript)
+    for changes, match in (
+        (dict(acknowledged=honest.acknowledged[:4]), "one acknowledgement a site"),
+        (dict(shares={**honest.shares, "zz": honest.shares[BAD]}, unmasking_signatures=_six(honest)), "zz, not surviv"),
+        (dict(values=honest.values[:, :4]), "masked words of the count have shape"),
+        (dict(shares={BAD: honest.shares[BAD]}, unmasking_signatures=honest.unmasking_signatures[1:2]), "1 shares of"),
+    ):
+        with pytest.raises(PrivacyError, match=match):
+            case.sides["site000"].answer(replace(honest, **changes))
+
+
+def _six(honest: Transcript) -> np.ndarray:
+    return np.vstack([honest.unmasking_signatures, honest.unmasking_signatures[:1]])
