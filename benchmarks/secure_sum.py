@@ -4,7 +4,8 @@
 
 Every message passes as bytes, every signature is checked, nothing is kept from one site to the next. "client" is all
 that one site computes, from its keys to its last share (median over the survivors); "server" is all that the
-coordinator computes; both in seconds of processor time. The dropped sites fall silent after they dealt their shares, which costs the coordinator most.
+coordinator computes; both in seconds of processor time. Sites drop after they dealt their shares, which costs the
+coordinator most.
 Flower's SecAgg+ stands beside it where `flwr` is installed; its keys are unsigned and its survivors unchecked, so it
 does less.
 """
@@ -182,7 +183,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", choices=["sum", "masks", "failure", "flower"])
     parser.add_argument(
         "--flower", type=int, nargs=3, metavar=("SITES", "VALUES", "DROPPED"), default=[40, 100_000, 12],
-        help="size of the sum that Flower adds up too; 200 100000 60 takes it most of an hour",
+        help="size of the sum that Flower adds up too; at 200 100000 60 we stopped it after 3 minutes of processor time",
     )  # fmt: skip
     options = parser.parse_args()
     wanted = options.only or ["sum", "masks", "failure", "flower"]
