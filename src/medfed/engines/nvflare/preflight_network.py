@@ -319,7 +319,7 @@ def _foreign(line: Line, shown: x509.Certificate, root: x509.Certificate, addres
     return Finding(
         "chain", "failed",
         _("Another server answers for {host}: {subject}, with a certificate issued by {issuer}, not by the consortium's root."),
-        _("Ask the coordinator whether {host}, port {port}, is right; if it is, {issuer} stands in between: ask your network department to exempt {host} ({addresses}), port {port}, from its inspection."),
+        _("Show this to your network department: if {issuer} is theirs, {host} ({addresses}), port {port}, has to be exempt from it; if not, ask the coordinator for the right address."),
         values,
     )  # fmt: skip
 

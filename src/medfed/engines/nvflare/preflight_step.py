@@ -28,6 +28,7 @@ from medfed.engines.nvflare.finding import Finding, Limits, _
 from medfed.engines.nvflare.frames import BadMessage, receive, send
 from medfed.engines.nvflare.inbox import Inbox
 from medfed.engines.nvflare.processes import end_tree, spawn, tail
+from medfed.engines.nvflare.reasons import NOT_ANSWERED
 from medfed.engines.nvflare.wire import call_blob, call_content, read_failure
 from medfed.errors import MappingError, MedfedError
 from medfed.federation.approval import approve, packages_of
@@ -50,31 +51,35 @@ def give_back(site: Any, *, numbers: Any) -> Out:
     return Out({"numbers": numbers})
 
 
+_INSTALL = _(
+    "Install medfed anew in the environment that the site's service runs in; if memory or disk is short, free some."
+)
+
+
 def check_step(site: SiteFolder, study: Study | None, limits: Limits) -> Finding:
     """Put the test step to a process of its own, on the site's table if one is built for the study, else on invented rows."""
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="medfed-preflight-") as place:
-        log = Path(place) / "process.log"
+        folder, log = Path(place) / "site", Path(place) / "process.log"
         try:
-            copy, asked, own_table = _throwaway(Path(place) / "site", site, study)
+            copy, asked, own_table = _throwaway(folder, site, study)
             found = _put(copy, asked, log, limits.step_patience)
+            unsaid = isinstance(found, Failure) and found.reason == NOT_ANSWERED
+            error = tail(folder / "site.log", 1) if unsaid else ""
         except (MedfedError, OSError, EOFError) as problem:
-            said = tail(log, 1) or str(problem) or type(problem).__name__
-            return Finding("step", "failed", _("The process that answers steps did not work: {error}"),
-                           _("Install medfed anew in the environment of the site's service; if memory is short, free some."),
-                           {"error": " ".join(said.split())[:300]})  # fmt: skip
+            found, error = Failure("failed", ""), tail(log, 1) or str(problem) or type(problem).__name__
     values = {"seconds": f"{time.monotonic() - begun:.1f}", "study": study.name if study else ""}
+    if isinstance(found, Failure) and found.kind == "refused" and not error:
+        return Finding(
+            "step", "warning", _("The process works, but the gate held the test step back: {reason}."),
+            _("Run `medfed site preview` for the study: it says what would be held back and why."),
+            {"reason": found.reason},
+        )  # fmt: skip
     if isinstance(found, Failure):
-        if found.kind == "refused":
-            return Finding("step", "warning", _("The process works, but the gate held the test step back: {reason}."),
-                           _("Run `medfed site preview` for the study: it says what would be held back and why."),
-                           values | {"reason": found.reason})  # fmt: skip
-        return Finding("step", "failed", _("The test step was not answered: {reason}."),
-                       _("Install medfed anew in the environment of the site's service; if memory is short, free some."),
-                       values | {"reason": found.reason})  # fmt: skip
+        error = " ".join((error or found.reason).split())[:300]
+        return Finding("step", "failed", _("The process that answers steps does not work: {error}"), _INSTALL, {"error": error})  # fmt: skip
     if not found:
-        return Finding("step", "failed", _("The test step gave back other numbers than it was asked with."),
-                       _("Install medfed anew in the environment of the site's service; if memory is short, free some."))  # fmt: skip
+        return Finding("step", "failed", _("The test step gave back other numbers than it was asked with."), _INSTALL)
     if own_table:
         return Finding("step", "ok", _("A test step in a process of its own read the table for {study} and answered after {seconds} seconds; nothing was sealed and nothing left."), values=values)  # fmt: skip
     return Finding("step", "ok", _("A test step in a process of its own read invented rows and answered after {seconds} seconds; nothing was sealed and nothing left."), values=values)  # fmt: skip
