@@ -17,7 +17,7 @@ from consortium_folder import SITES, STUDY, approve_all, done, make_sites, medfe
 
 from medfed.errors import FederationError
 from medfed.federation.ledger import verify_ledger
-from medfed.federation.runner import status_of
+from medfed.federation.status import status_of
 from medfed.models.linear import load_model
 
 COMMAND = [sys.executable, "-c", "from medfed.cli.main import run_command; run_command()"]

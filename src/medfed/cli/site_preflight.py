@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from medfed.cli.console import AsJson, Language, out, print_json
-from medfed.errors import FederationError
+from medfed.cli.network import need_network
+from medfed.cli.site_network import study_of
+from medfed.data.site_folder import load_site
 from medfed.evaluation.study_run import step_names
 from medfed.language import Translate, translator
 from medfed.study import load_study
@@ -26,7 +28,9 @@ def register(app: typer.Typer) -> None:
 
 def preflight(
     folder: SiteFolderPath,
-    study: Annotated[Path | None, typer.Option(help="A study.yaml: is the site ready for it?")] = None,
+    study: Annotated[
+        str, typer.Option(help="A study.yaml, or its name or hash in the inbox: is the site ready for it?")
+    ] = "",
     lang: Language = "en",
     json: AsJson = False,
 ) -> None:
@@ -34,14 +38,13 @@ def preflight(
 
     It connects to the coordinator and to nobody else; nothing listens, nothing is sealed, no data leaves.
     """
-    try:
-        from medfed.engines.nvflare import preflight as checks
-    except ModuleNotFoundError as missing:
-        raise FederationError(
-            f"{missing.name} is not installed, which the network needs; run: pip install 'medfed[network]'"
-        ) from None
+    need_network()
+    from medfed.engines.nvflare import preflight as checks
+
     _ = translator(lang)
-    loaded = load_study(study) if study is not None else None
+    loaded = None
+    if study:
+        loaded = load_study(Path(study)) if Path(study).exists() else study_of(load_site(folder), study)
     findings = []
     for finding in checks.preflight(folder, study=loaded, steps_of=step_names):
         findings.append(finding)
@@ -57,7 +60,7 @@ def preflight(
     elif failed:
         out.print(_("{count} checks failed.").format(count=failed), style="bold red", markup=False)
     else:
-        out.print(_("Nothing stands in the way."), style="bold green", markup=False)
+        out.print(_("No check failed."), style="bold green", markup=False)
     if failed:
         raise typer.Exit(1)
 

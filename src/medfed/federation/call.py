@@ -1,10 +1,10 @@
 """What travels between coordinator and site: a call, one site's own part of it, and an answer or a failure."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -125,6 +125,13 @@ class Engine(Protocol):
     def exchange(
         self, call: Call, own: Mapping[str, Own], deadline: float | None = None
     ) -> Iterator[tuple[str, Answer | Failure]]: ...
+
+
+@runtime_checkable
+class TellsOfWaiting(Protocol):
+    """An engine that waits, and says of each site how it stands meanwhile. ``on_wait`` is the runner's to set."""
+
+    on_wait: Callable[[Waiting], None]
 
 
 def check_inputs(step: Step, call: Call, study_sizes: Mapping[str, Any]) -> dict[str, Any]:

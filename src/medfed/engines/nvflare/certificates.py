@@ -5,7 +5,6 @@ renewal are ours. The root's key stays with the coordinator (0600). A site's fir
 it by one that the site made and nobody else has seen.
 """
 
-import os
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -126,10 +125,3 @@ def belongs_together(certificate: bytes, key: bytes, root: bytes, name: str) -> 
     names = [a.value for a in found.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
     as_der = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     return names == [name] and found.public_key().public_bytes(*as_der) == private.public_key().public_bytes(*as_der)
-
-
-def private_folder(folder: Path) -> Path:
-    """A folder that only its owner can look into."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.chmod(folder, 0o700)
-    return folder

@@ -21,11 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from medfed import __version__
-from medfed.engines.nvflare.certificates import ADMIN, Root, days_left, private_folder
+from medfed.canonical import private_folder
+from medfed.engines.nvflare.certificates import ADMIN, Root, days_left
 from medfed.engines.nvflare.channel import Unanswered, coordinator_sealer, line_to, sites_in_dispatcher
 from medfed.engines.nvflare.consortium import Network
 from medfed.engines.nvflare.envelope import Message
 from medfed.engines.nvflare.processes import ServiceLock, end_tree, nvflare_environment, spawn
+from medfed.engines.nvflare.proposals import deliver
 from medfed.engines.nvflare.renewal import RENEW_DAYS, renew_server, renew_site
 from medfed.errors import MedfedError
 from medfed.federation.packages import installed_package
@@ -127,6 +129,9 @@ class CoordinatorService:
             if content.get("state") == "failure":
                 state.become("away", str(content.get("reason", ""))[:300])
             else:
+                if state.state != "connected":
+                    with contextlib.suppress(Unanswered, OSError, ValueError, KeyError):
+                        deliver(self.network, self.sealer, name, public_key)
                 state.become("connected")
                 state.medfed, state.package = str(content.get("medfed", "")), str(content.get("package", ""))
                 working = content.get("working")

@@ -71,6 +71,7 @@ class Networked:
         }
         self._incoming = Incoming(self.network.folder / "incoming")
         self._away: set[str] = set()
+        self._reasons: dict[str, str] = {}
         self._closing = threading.Event()
 
     @property
@@ -97,8 +98,9 @@ class Networked:
             threading.Thread(target=self._ask, args=(site, content, blob, asked, answers), daemon=True).start()
         for _ in own:
             site, answer = answers.get()
-            late = isinstance(answer, Failure) and answer.kind in ("late", "unreachable")
-            (self._away.add if late else self._away.discard)(site)
+            if call.phase != "head":
+                late = isinstance(answer, Failure) and answer.kind in ("late", "unreachable")
+                (self._away.add if late else self._away.discard)(site)
             yield site, answer
 
     def _not_a_member(self, site: str) -> str:
@@ -170,7 +172,6 @@ class Networked:
 
     def _explain(self, site: str, why: str) -> str:
         """Our sentence, or a better one that the coordinator's service has."""
-        self._reasons = getattr(self, "_reasons", {})
         text = WHY[why]
         if why in ("not in the dispatcher", "silent", "gone"):
             try:
@@ -183,7 +184,7 @@ class Networked:
         return text
 
     def _last(self, site: str) -> str:
-        return str(getattr(self, "_reasons", {}).get(site, WHY["silent"]))
+        return self._reasons.get(site, WHY["silent"])
 
     @property
     def tables(self) -> dict[str, StudyTable]:

@@ -46,7 +46,6 @@ def preflight(
     yield guarded("mapping", lambda: of_site.check_mapping(site, study))
     yield guarded("ledger", lambda: of_site.check_ledger(site))
     yield guarded("halted", lambda: of_site.check_halted(network))
-    yield guarded("step", lambda: check_step(site, study, limits))
     startup = network.workspace / "startup"
     own, root = load_certificate(startup / "client.crt"), load_certificate(startup / "rootCA.pem")
     server = None
@@ -59,6 +58,7 @@ def preflight(
     yield check_service(network, state, limits)
     yield check_heard(network, state, limits)
     yield check_clock(state, (own, server, root), limits)
+    yield guarded("step", lambda: check_step(site, study, limits))
 
 
 def _line(network: SiteNetwork) -> Line:

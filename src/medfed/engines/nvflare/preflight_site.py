@@ -232,4 +232,4 @@ def check_halted(network: SiteNetwork) -> Finding:
         return Finding("halted", "ok", _("The site is not halted."))
     why = " ".join((network.folder / "halted").read_text(errors="replace").split())[:200]
     return Finding("halted", "failed", _("The site has halted, so nothing leaves it. Reason given: {why}"),
-                   _("Its officer lifts the halt when the reason is gone; `medfed site halt --help` says how."), {"why": why or "-"})  # fmt: skip
+                   _("When its officer agrees: `medfed site start --lift-halt`."), {"why": why or "-"})  # fmt: skip

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import yaml
 
+from medfed.canonical import private_folder
 from medfed.data.build import build_table, open_table
 from medfed.data.site_folder import SiteFolder, load_site, write_pseudonym_key
-from medfed.engines.nvflare.certificates import private_folder
 from medfed.engines.nvflare.consortium import now
 from medfed.engines.nvflare.finding import Finding, Limits, _
 from medfed.engines.nvflare.frames import BadMessage, receive, send

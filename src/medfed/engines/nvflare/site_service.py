@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from medfed import __version__
-from medfed.canonical import canonical_json, write_atomically
+from medfed.canonical import canonical_json, private_folder, write_atomically
 from medfed.data.site_folder import load_site
-from medfed.engines.nvflare.certificates import Pair, belongs_together, fingerprint, private_folder, request_for
+from medfed.engines.nvflare.certificates import Pair, belongs_together, fingerprint, request_for
 from medfed.engines.nvflare.consortium import now
 from medfed.engines.nvflare.envelope import COORDINATOR, Fresh, Message, Sealer
 from medfed.engines.nvflare.frames import CHUNK, BadMessage, listen, parse, receive, send
