@@ -55,6 +55,7 @@ def preflight(
         server = yield from look_at_the_way(_line(network), limits)
     for which, certificate in (("own", own), ("server", server), ("root", root)):
         yield check_dates(which, certificate, limits)
+    state = read_state(network)  # again, since waiting for the network took longer than a service may be silent
     yield check_service(network, state, limits)
     yield check_heard(network, state, limits)
     yield check_clock(state, (own, server, root), limits)

@@ -3,10 +3,10 @@
 import os
 import shutil
 import sqlite3
-import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from medfed import __version__
@@ -57,9 +57,9 @@ def check_joined(network: SiteNetwork) -> Finding:
 def check_permissions(network: SiteNetwork) -> Finding:
     """Keys, secrets and sockets are for the site's own user alone."""
     site = network.site
-    open_ones = [path for path in _private(network) if stat.S_IMODE(path.lstat().st_mode) & 0o077]
+    open_ones = [path for path in _private(network) if path.stat().st_mode & 0o077]
     if open_ones:
-        places = [str(path) for path in (site.keys, network.folder) if path.exists()]
+        places = [quote(str(path)) for path in (site.keys, network.folder) if path.exists()]
         return Finding(
             "permissions", "failed", _("{count} private files or folders can be read by other users of this machine, first {file}."),
             _("Run: chmod -R go-rwx {places}"),
@@ -68,7 +68,7 @@ def check_permissions(network: SiteNetwork) -> Finding:
     if site.folder.stat().st_mode & 0o007:
         return Finding(
             "permissions", "warning", _("Keys and sockets are private, but tables and ledger in {folder} can be read by every user of this machine."),
-            _("Run: chmod o-rwx {folder}"), {"folder": str(site.folder)},
+            _("Run: chmod o-rwx {folder}"), {"folder": quote(str(site.folder))},
         )  # fmt: skip
     return Finding("permissions", "ok", _("Keys, sockets and the site's folder are for the site's own user alone."))
 
@@ -80,7 +80,7 @@ def _private(network: SiteNetwork) -> Iterator[Path]:
     files += [startup / "client.key", network.run / "registration.json", network.run / "door"]
     yield from (path for path in folders if path.is_dir())
     yield from sorted(path for path in network.site.keys.glob("*") if not path.is_dir())
-    yield from (path for path in files if os.path.lexists(path))
+    yield from (path for path in files if path.exists())
 
 
 def check_keys(network: SiteNetwork) -> Finding:
