@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 
 from medfed.canonical import write_atomically
-from medfed.cli import site_data, site_model, site_network
+from medfed.cli import site_data, site_model, site_network, site_preflight
 from medfed.cli.console import AsJson, Language, out, print_json
 from medfed.data.build import open_table
 from medfed.data.site_folder import SiteFolder, init_site, load_site
@@ -35,6 +35,7 @@ app = typer.Typer(no_args_is_help=True, help="A site's own side: folder, data, p
 site_data.register(app)
 site_model.register(app)
 site_network.register(app)
+site_preflight.register(app)
 
 SiteFolderPath = Annotated[Path, typer.Argument(help="The site's folder (holds site.yaml).")]
 StudyFile = Annotated[Path, typer.Argument(help="The study.yaml that was proposed.")]

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from medfed import __version__
 from medfed.canonical import private_folder
 from medfed.engines.nvflare.certificates import ADMIN, Root, days_left
 from medfed.engines.nvflare.channel import Unanswered, coordinator_sealer, line_to, sites_in_dispatcher
@@ -29,6 +30,7 @@ from medfed.engines.nvflare.processes import ServiceLock, end_tree, nvflare_envi
 from medfed.engines.nvflare.proposals import deliver
 from medfed.engines.nvflare.renewal import RENEW_DAYS, renew_server, renew_site
 from medfed.errors import MedfedError
+from medfed.federation.packages import installed_package
 
 log = logging.getLogger("medfed.service")
 
@@ -78,6 +80,7 @@ class CoordinatorService:
         self.admin_heard = time.time()
         self.wanted = ""
         self.ending = threading.Event()
+        self.package = installed_package("medfed", "medfed")
         self._pinging: set[str] = set()
         self._renewed_at = 0.0
 
@@ -113,9 +116,10 @@ class CoordinatorService:
 
     def _ping(self, name: str, public_key: str) -> None:
         state = self.sites[name]
+        ping = Message("ping", {"medfed": __version__, "package": self.package.sha256})
         try:
             with line_to(self.network.relay, self.sealer, name, public_key) as line:
-                content = line.ask(Message("ping", {}), timeout=3.0).content
+                content = line.ask(ping, timeout=3.0).content
         except Unanswered as problem:
             state.failing = state.failing or time.time()
             if time.time() - state.failing > 2.0:

@@ -158,6 +158,8 @@ class SiteService:
         self.nvflare: subprocess.Popen[bytes] | None = None
         self.restart_nvflare = False
         self.heard = 0.0
+        self.clock_apart: float | None = None
+        self.coordinator: dict[str, str] = {}
         self.ending = threading.Event()
         self.package = installed_package("medfed", "medfed")
 
@@ -167,6 +169,7 @@ class SiteService:
         """The signed reply to a coordinator's message. BadMessage for what is not the coordinator's, or not fresh."""
         header = parse(text)
         message = self.sealer.read(header, blob, sender=COORDINATOR, public=self.member.coordinator_key)
+        self.clock_apart = time.time() - float(header["at"])  # also when that is why the message is refused next
         self.fresh.check(header)
         self.heard = time.time()
         if self.network.is_halted:
@@ -187,6 +190,7 @@ class SiteService:
         if message.kind == "call":
             return self._call(dict(content), message.blob)
         if message.kind == "ping":
+            self.coordinator = {name: str(content.get(name, ""))[:100] for name in ("medfed", "package")}
             return {"state": "ready", "medfed": __version__, "package": self.package.sha256, "clock": time.time(),
                     "certificate": fingerprint(self.network.certificate()), "working": self._working()}, b""  # fmt: skip
         if message.kind == "have":
@@ -344,7 +348,8 @@ class SiteService:
 
     def _write_state(self) -> None:
         alive = self.nvflare is not None and self.nvflare.poll() is None
-        state = {"at": time.time(), "nvflare": alive, "heard": self.heard, "working": self._working()}
+        state = {"at": time.time(), "nvflare": alive, "heard": self.heard, "working": self._working(),
+                 "clock_apart": self.clock_apart, "coordinator": self.coordinator, "package": self.package.sha256}  # fmt: skip
         with contextlib.suppress(OSError):
             temporary = self.network.state_path.with_suffix(".new")
             temporary.write_text(json.dumps(state))
