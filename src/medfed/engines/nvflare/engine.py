@@ -41,6 +41,12 @@ WHY = {
     "not verified": "what came back could not be verified",
     "refused": "the site did not accept the message; its clock, kit or version may be off",
 }
+NOT_INVITED = "the site was not invited into this consortium"
+REMOVED = "the site was removed"
+NOT_JOINED = "the site has a kit but has not joined yet"
+NOT_ASKED = "the coordinator could not ask the site"
+STILL_WORKING = "the site was still working when the deadline ({minutes} min) had passed"
+STILL_AWAY = "{why}, and the deadline ({minutes} min) has passed"
 
 
 @dataclass
@@ -111,8 +117,8 @@ class Networked:
     def _not_a_member(self, site: str) -> str:
         member = self.members.get(site)
         if member is None:
-            return "the site was not invited into this consortium"
-        return "the site was removed" if member.state == "removed" else "the site has a kit but has not joined yet"
+            return NOT_INVITED
+        return REMOVED if member.state == "removed" else NOT_JOINED
 
     def _ask(
         self, site: str, content: dict[str, Any], blob: bytes, asked: _Asked, answers: "queue.SimpleQueue[Any]"
@@ -120,12 +126,13 @@ class Networked:
         try:
             answers.put((site, self._until_answered(self._channels[site], content, blob, asked)))
         except BaseException as problem:  # the iterator must hear of every site, whatever happens here
-            answers.put((site, Failure("failed", "the coordinator could not ask the site")))
+            answers.put((site, Failure("failed", NOT_ASKED)))
             if not isinstance(problem, Exception):
                 raise
 
     def _until_answered(self, line: Channel, content: dict[str, Any], blob: bytes, asked: _Asked) -> Answer | Failure:
         site, failing, pause = line.site, 0.0, AGAIN_AFTER
+        is_told = content["phase"] != "head"  # a ledger's end is asked for beside the run, which does not wait for it
         while not self._closing.is_set():
             left = asked.until - time.time()
             if left <= 0:
@@ -136,21 +143,23 @@ class Networked:
                 )
             except Unanswered as problem:
                 failing = failing or time.time()
-                why = self._explain(site, problem.why)
-                self.on_wait(Waiting(site, "away", failing, why, asked.until))
+                why, since = self._explain(site, problem.why)
+                if is_told:
+                    self.on_wait(Waiting(site, "away", min(since or failing, failing), why, asked.until))
                 self._closing.wait(min(pause, max(left, 0)))
                 pause = min(2 * pause, 1.0)
                 continue
             failing, pause = 0.0, AGAIN_AFTER
             if found is None:
                 asked.worked = True
-                self.on_wait(Waiting(site, "working", asked.since, "", asked.until))
+                if is_told:
+                    self.on_wait(Waiting(site, "working", asked.since, "", asked.until))
                 continue
             return found
         minutes = f"{self.study.sites.deadline_seconds / 60:g}"
         if asked.worked:
-            return Failure("late", f"the site was still working when the deadline of {minutes} minutes had passed")
-        return Failure("unreachable", f"{self._last(site)}, and the deadline of {minutes} minutes has passed")
+            return Failure("late", STILL_WORKING.format(minutes=minutes))
+        return Failure("unreachable", STILL_AWAY.format(why=self._last(site), minutes=minutes))
 
     def _one_question(
         self, line: Channel, content: dict[str, Any], blob: bytes, *, wait: float, patience: float
@@ -175,18 +184,18 @@ class Networked:
             raise Unanswered("not verified")
         return Answer(data)
 
-    def _explain(self, site: str, why: str) -> str:
-        """Our sentence, or a better one that the coordinator's service has."""
-        text = WHY[why]
+    def _explain(self, site: str, why: str) -> tuple[str, float]:
+        """Our sentence, or a better one that the coordinator's service has, with the time since when (0: not known)."""
+        text, since = WHY[why], 0.0
         if why in ("not in the dispatcher", "silent", "gone"):
             try:
                 known = json.loads(self.network.state_path.read_text())["sites"][site]
                 if known.get("state") == "away":
-                    text = str(known["why"])
-            except (OSError, ValueError, KeyError):
+                    text, since = str(known["why"]), float(known["since"])
+            except (OSError, ValueError, KeyError, TypeError):
                 pass
         self._reasons[site] = text
-        return text
+        return text, since
 
     def _last(self, site: str) -> str:
         return self._reasons.get(site, WHY["silent"])
