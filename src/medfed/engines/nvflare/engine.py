@@ -7,6 +7,7 @@ away; whatever breaks in between, the same question is asked again, and the site
 import json
 import logging
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +21,7 @@ from medfed.engines.facts import Heads, SiteFacts
 from medfed.engines.nvflare.channel import Channel, Unanswered, coordinator_sealer, hash_of, payload_of
 from medfed.engines.nvflare.consortium import Network
 from medfed.engines.nvflare.envelope import Message
-from medfed.engines.nvflare.frames import CHUNK
+from medfed.engines.nvflare.frames import CHUNK, SWITCH_SECONDS
 from medfed.engines.nvflare.parts import Incoming
 from medfed.engines.nvflare.wire import call_blob, call_content, read_failure
 from medfed.federation.call import Answer, Call, Failure, Own, Protection, Waiting
@@ -77,6 +78,8 @@ class Networked:
         self._away: set[str] = set()
         self._reasons: dict[str, str] = {}
         self._closing = threading.Event()
+        self._pool = ThreadPoolExecutor(max(len(self._channels), 1), thread_name_prefix="site")
+        sys.setswitchinterval(SWITCH_SECONDS)
 
     def use_relay(self, relay: Path) -> None:
         """Speak to another socket than the dispatcher's: a fault proxy's, or a recorder's."""
@@ -95,7 +98,7 @@ class Networked:
         answers: queue.SimpleQueue[tuple[str, Answer | Failure]] = queue.SimpleQueue()
         shared = call_content(call)
         common = call_blob(call, Own()) if not any(mine.each for mine in own.values()) else None
-        known = hash_of(common) if common is not None else ""
+        known = call.inputs_digest if common is not None else ""
         for site, mine in own.items():
             if site not in self._channels:
                 answers.put((site, Failure("unreachable", self._not_a_member(site))))
@@ -105,9 +108,7 @@ class Networked:
             asked = _Asked(
                 time.time() + (min(GRACE_FOR_THE_AWAY, seconds) if site in self._away else seconds), time.time()
             )
-            threading.Thread(
-                target=self._ask, args=(site, content, blob, known or hash_of(blob), asked, answers), daemon=True
-            ).start()
+            self._pool.submit(self._ask, site, content, blob, known or hash_of(blob), asked, answers)
         for _ in own:
             site, answer = answers.get()
             if call.phase != "head":
@@ -257,5 +258,6 @@ class Networked:
 
     def close(self) -> None:
         self._closing.set()
+        self._pool.shutdown(wait=False, cancel_futures=True)
         for channel in self._channels.values():
             channel.close()

@@ -26,7 +26,7 @@ from medfed.data.site_folder import load_site
 from medfed.engines.nvflare.certificates import Pair, belongs_together, fingerprint, request_for
 from medfed.engines.nvflare.consortium import now
 from medfed.engines.nvflare.envelope import COORDINATOR, Fresh, Message, Sealer
-from medfed.engines.nvflare.frames import CHUNK, BadMessage, listen, parse, receive, send
+from medfed.engines.nvflare.frames import CHUNK, SWITCH_SECONDS, BadMessage, listen, parse, receive, send
 from medfed.engines.nvflare.inbox import Inbox
 from medfed.engines.nvflare.join import SiteNetwork
 from medfed.engines.nvflare.parts import Incoming, read_part
@@ -223,9 +223,13 @@ class SiteService:
         wait = min(max(float(content.pop("wait", LONGEST_WAIT)), 0.0), LONGEST_WAIT)
         study = _hash(content, "study")
         whole = content.pop("whole", None)
+        for ours in ("inputs_file", "inputs_hash"):  # what the step process is told by us, by nobody else
+            content.pop(ours, None)
         if whole is not None:
             content["inputs_file"] = str(self.incoming.finished(_hash({"whole": whole}, "whole")))
-        name = hashlib.sha256(f"{canonical_json(content)}{blob_hash}".encode()).hexdigest()
+            blob_hash = whole
+        content["inputs_hash"] = blob_hash
+        name = hashlib.sha256(canonical_json(content).encode()).hexdigest()
         with self.lock:
             job = self.jobs.get(name)
             if job is None or (job.done.is_set() and job.given):
@@ -405,6 +409,7 @@ def main() -> None:
     network = SiteNetwork(load_site(folder))
     private_folder(network.run)
     os.umask(0o077)
+    sys.setswitchinterval(SWITCH_SECONDS)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     try:
         SiteService(folder).run()
