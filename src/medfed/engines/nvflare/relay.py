@@ -8,6 +8,7 @@ Neither process can read a patient's row, sign a message or decide anything.
 import contextlib
 import os
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 from nvflare.collab import collab
 
-from medfed.engines.nvflare.frames import BLOB_AT_MOST, BadMessage, connect, listen, receive, send
+from medfed.engines.nvflare.frames import BLOB_AT_MOST, SWITCH_SECONDS, BadMessage, connect, listen, receive, send
 
 NOBODY_THERE = "the service of the site does not answer"
 REFUSED = '{"refused":true}'
@@ -31,6 +32,7 @@ class CoordinatorRelay:
     @collab.main
     def main(self) -> None:
         """Until the job ends: serve the socket."""
+        sys.setswitchinterval(SWITCH_SECONDS)
         proxies = {client.name: client for client in collab.clients}
         where = Path(os.environ["MEDFED_RUN"]) / self.at
         server = listen(where)
@@ -80,6 +82,7 @@ class SiteRelay:
     def __init__(self, at: str) -> None:
         self.at = at
         self._local = threading.local()
+        sys.setswitchinterval(SWITCH_SECONDS)
 
     @collab.publish
     def call(self, header: str, blob: bytes) -> bytes:

@@ -26,7 +26,7 @@ from medfed.data.site_folder import load_site
 from medfed.engines.nvflare.certificates import Pair, belongs_together, fingerprint, request_for
 from medfed.engines.nvflare.consortium import now
 from medfed.engines.nvflare.envelope import COORDINATOR, Fresh, Message, Sealer
-from medfed.engines.nvflare.frames import CHUNK, BadMessage, listen, parse, receive, send
+from medfed.engines.nvflare.frames import CHUNK, SWITCH_SECONDS, BadMessage, listen, parse, receive, send
 from medfed.engines.nvflare.inbox import Inbox
 from medfed.engines.nvflare.join import SiteNetwork
 from medfed.engines.nvflare.parts import Incoming, read_part
@@ -182,13 +182,15 @@ class SiteService:
             except (MedfedError, OSError) as problem:
                 log.warning("%s: %s", message.kind, problem)
                 content, data = failure_content(Failure("failed", NOT_ANSWERED)), b""
-        reply = Message(message.kind, content, data, message.nonce)
+        # The step process hashed what it sealed; a part of something larger has no hash yet.
+        known = str(content.get("payload", "")) if data and content.get("size") == len(data) else ""
+        reply = Message(message.kind, content, data, message.nonce, known)
         return canonical_json(self.sealer.write(reply, COORDINATOR)), data
 
     def _answer(self, message: Message) -> tuple[dict[str, Any], bytes]:
         content = message.content
         if message.kind == "call":
-            return self._call(dict(content), message.blob)
+            return self._call(dict(content), message.blob, message.blob_hash)
         if message.kind == "ping":
             self.coordinator = {name: str(content.get(name, ""))[:100] for name in ("medfed", "package")}
             return {"state": "ready", "medfed": __version__, "package": self.package.sha256, "clock": time.time(),
@@ -216,14 +218,18 @@ class SiteService:
             return self._renew(content)
         raise BadMessage("a message asks for something that medfed does not know")
 
-    def _call(self, content: dict[str, Any], blob: bytes) -> tuple[dict[str, Any], bytes]:
+    def _call(self, content: dict[str, Any], blob: bytes, blob_hash: str) -> tuple[dict[str, Any], bytes]:
         """Start the call, or join it where it runs already; "working" when it takes longer than the wait that was asked."""
         wait = min(max(float(content.pop("wait", LONGEST_WAIT)), 0.0), LONGEST_WAIT)
         study = _hash(content, "study")
         whole = content.pop("whole", None)
+        for ours in ("inputs_file", "inputs_hash"):  # what the step process is told by us, by nobody else
+            content.pop(ours, None)
         if whole is not None:
             content["inputs_file"] = str(self.incoming.finished(_hash({"whole": whole}, "whole")))
-        name = hashlib.sha256(canonical_json(content).encode() + blob).hexdigest()
+            blob_hash = whole
+        content["inputs_hash"] = blob_hash
+        name = hashlib.sha256(canonical_json(content).encode()).hexdigest()
         with self.lock:
             job = self.jobs.get(name)
             if job is None or (job.done.is_set() and job.given):
@@ -403,6 +409,7 @@ def main() -> None:
     network = SiteNetwork(load_site(folder))
     private_folder(network.run)
     os.umask(0o077)
+    sys.setswitchinterval(SWITCH_SECONDS)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     try:
         SiteService(folder).run()

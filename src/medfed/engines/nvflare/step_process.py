@@ -47,7 +47,7 @@ class StepProcess:
     def answer(self, content: dict[str, Any], blob: bytes) -> tuple[dict[str, Any], bytes]:
         """(content, bytes) of the answer; large bytes stay in the site's blobs, named by their hash."""
         try:
-            call, own = read_call(content, blob)
+            call, own = read_call(content, blob, str(content.pop("inputs_hash", "")))
         except BadMessage as problem:
             return failure_content(Failure("refused", str(problem))), b""
         doors = self._open(call)
