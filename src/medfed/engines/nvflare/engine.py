@@ -4,6 +4,7 @@ A site's answer is asked for in short questions, so that it is known at every mo
 away; whatever breaks in between, the same question is asked again, and the site gives the bytes that it has sealed.
 """
 
+import contextlib
 import json
 import logging
 import queue
@@ -24,6 +25,7 @@ from medfed.engines.nvflare.envelope import Message
 from medfed.engines.nvflare.frames import CHUNK, SWITCH_SECONDS
 from medfed.engines.nvflare.parts import Incoming
 from medfed.engines.nvflare.wire import call_blob, call_content, read_failure
+from medfed.errors import FederationError
 from medfed.federation.call import Answer, Call, Failure, Own, Protection, Waiting
 from medfed.federation.ledger import Released
 from medfed.study import Study
@@ -70,7 +72,7 @@ class Networked:
     def __init__(self, consortium: Path, study: Study) -> None:
         self.network = Network(consortium)
         self.study = study
-        self.members = self.network.members()
+        self.members, self._roster_written = self.network.members(), 0
         self.sites = tuple(study.sites.invited)
         self.on_wait: Callable[[Waiting], None] = lambda waiting: None
         self._sealer = coordinator_sealer(self.network.keys, self.network.identity())
@@ -105,6 +107,7 @@ class Networked:
         shared = call_content(call)
         common = call_blob(call, Own()) if not any(mine.each for mine in own.values()) else None
         known = call.inputs_digest if common is not None else ""
+        self._leave_out_the_removed()
         for site, mine in own.items():
             if site not in self._channels:
                 answers.put((site, Failure("unreachable", self._not_a_member(site))))
@@ -122,6 +125,16 @@ class Networked:
                 (self._away.add if late else self._away.discard)(site)
             yield site, answer
 
+    def _leave_out_the_removed(self) -> None:
+        """A site that was taken off the roster is asked nothing more, also in a run that is under way."""
+        with contextlib.suppress(FederationError, OSError):  # damaged in mid-run: as it was known before
+            written = self.network.roster_path.stat().st_mtime_ns
+            if written != self._roster_written:
+                self.members, self._roster_written = self.network.members(), written
+        for site in [s for s in list(self._channels) if s not in self.members or self.members[s].state != "joined"]:
+            with contextlib.suppress(KeyError):  # another thread was first
+                self._channels.pop(site).close()
+
     def _not_a_member(self, site: str) -> str:
         member = self.members.get(site)
         if member is None:
@@ -138,7 +151,8 @@ class Networked:
         answers: "queue.SimpleQueue[Any]",
     ) -> None:
         try:
-            answers.put((site, self._until_answered(self._channels[site], content, blob, blob_hash, asked)))
+            line = self._channels[site]
+            answers.put((site, self._until_answered(line, content, blob, blob_hash, asked)))
         except BaseException as problem:  # the iterator must hear of every site, whatever happens here
             log.exception("site %s could not be asked", site)
             answers.put((site, Failure("failed", NOT_ASKED)))
@@ -159,6 +173,9 @@ class Networked:
                     line, content, blob, blob_hash, wait=min(LONG_POLL, left), patience=min(PATIENCE, left + 3)
                 )
             except Unanswered as problem:
+                self._leave_out_the_removed()
+                if site not in self._channels:
+                    return Failure("unreachable", self._not_a_member(site))
                 failing = failing or time.time()
                 why, since = self._explain(site, problem.why)
                 if is_told:
