@@ -69,6 +69,8 @@ def apply_model(site: SiteFolder, study: Study, model: LinearModel) -> Applied:
             f"the model belongs to another study than {study.name!r} as it stands; use the study it came with"
         )
 
+    from medfed.data.build import read_for_prediction
+
     found = read_for_prediction(site, study)
     patients, raw, complete = found.patients, found.features, found.complete
     outside = found.outside | model.outside(raw)
@@ -149,6 +151,8 @@ def feed_back(site: SiteFolder, study: Study, model: LinearModel, outcomes: Path
         raise MappingError("outcomes are compared with risks, and this model predicts a number, not a risk")
     predictions = read_predictions(site, model)
 
+    from medfed.data.build import read_outcomes
+
     fresh = read_outcomes(site, study, outcomes)
     path = site.folder / "feedback" / f"{model.hash[:16]}.json"
     stored: dict[str, float] = _stored(path)
@@ -177,6 +181,8 @@ def watch_inputs(site: SiteFolder, study: Study, model: LinearModel) -> list[Inp
     reference = _stored(predictions_path(site, model).with_suffix(".inputs.json"))
     if not reference:
         raise MappingError(f"site {site.name!r} has not applied this model yet; run `medfed site apply` first")
+
+    from medfed.data.build import read_for_prediction
 
     found = read_for_prediction(site, study)
     return input_drift(reference, _input_table(study, model, found.features[found.complete]))

@@ -34,6 +34,7 @@ PATIENCE = 15.0
 LONG_POLL = 8.0
 AGAIN_AFTER = 0.25
 FACTS_WAIT = 5.0
+STANDS_STILL_AT_MOST = 600.0
 # A site that was left out is asked again with every call, but not waited for.
 GRACE_FOR_THE_AWAY = 2.0
 
@@ -54,6 +55,7 @@ class _Asked:
     until: float
     since: float
     worked: bool = False
+    stood_still: float = 0.0
 
 
 class Networked:
@@ -144,7 +146,8 @@ class Networked:
     ) -> Answer | Failure:
         site, failing, pause = line.site, 0.0, AGAIN_AFTER
         while not self._closing.is_set():
-            left = asked.until - time.time()
+            tried = time.time()
+            left = asked.until - tried
             if left <= 0:
                 break
             try:
@@ -153,6 +156,10 @@ class Networked:
                 )
             except Unanswered as problem:
                 failing = failing or time.time()
+                if problem.why == "no dispatcher" and asked.stood_still < STANDS_STILL_AT_MOST:
+                    # Our own side is down: no site is late for that, so the clock stands still meanwhile.
+                    lost = time.time() - tried + min(pause, max(left, 0))
+                    asked.until, asked.stood_still = asked.until + lost, asked.stood_still + lost
                 why = self._explain(site, problem.why)
                 self.on_wait(Waiting(site, "away", failing, why, asked.until))
                 self._closing.wait(min(pause, max(left, 0)))
