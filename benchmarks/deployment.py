@@ -21,8 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "tests" / "plugin" / "src")]
-
 import bare_relay
 import medfed_test_plugin.echo as echo_steps
 import numpy as np
@@ -80,7 +78,11 @@ class BareNetwork(Loopback):
         try:
             self.until(lambda: (self.network.run / "bare").exists(), 60)
         except TimeoutError:
-            for log in (self.network.folder / "nvflare.log", *self.network.server.rglob("*.txt"), self.site(self.sites[0]).folder / "nvflare.log"):
+            for log in (
+                self.network.folder / "nvflare.log",
+                *self.network.server.rglob("*.txt"),
+                self.site(self.sites[0]).folder / "nvflare.log",
+            ):
                 print(log.read_text()[-2000:])
             raise
         time.sleep(3.0)
@@ -217,7 +219,7 @@ def main() -> None:
     only = asked.only.split(",")
     holds = []
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as other:
-        os.environ["PYTHONPATH"] = os.pathsep.join([*sys.path[:2], os.environ.get("PYTHONPATH", "")])
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
         echoes = synthetic(SITES, name="echoes", method={"use": "medfed-test-plugin:medfed_test_plugin.echo.Echo"})
         newton = synthetic(
             SITES, name="newton", method={"use": "medfed:medfed.methods.newton.Newton", "settings": {"tolerance": 1e-9}}

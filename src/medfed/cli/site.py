@@ -15,8 +15,8 @@ from rich.table import Table
 from medfed.canonical import write_atomically
 from medfed.cli import site_data, site_model, site_network, site_preflight
 from medfed.cli.console import AsJson, Language, out, print_json, say
-from medfed.data.build import open_table
 from medfed.data.site_folder import SiteFolder, init_site, load_site
+from medfed.data.stored import open_table
 from medfed.errors import LedgerError, PolicyViolation
 from medfed.evaluation.study_run import step_names, steps_of
 from medfed.federation.approval import MOST_CALLS, packages_of

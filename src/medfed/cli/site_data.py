@@ -10,8 +10,6 @@ from rich.table import Table
 from medfed.canonical import write_atomically
 from medfed.cli.console import AsJson, Language, out, print_json
 from medfed.cli.site_network import study_of
-from medfed.data.build import build_table
-from medfed.data.build import check as check_data
 from medfed.data.quality import Quality
 from medfed.data.site_folder import load_site
 from medfed.evaluation.quality_page import reason_text, render
@@ -38,6 +36,8 @@ def check(
     json: AsJson = False,
 ) -> None:
     """Run the mapping and show what would be kept and why rows would be dropped. Writes no table; nothing leaves."""
+    from medfed.data.build import check as check_data  # half a second, for those who build only
+
     site = load_site(folder)
     loaded = study_of(site, study)
     quality = check_data(site, loaded)
@@ -51,6 +51,8 @@ def check(
 
 def build(folder: SiteFolderPath, study: Proposed, lang: Language = "en", json: AsJson = False) -> None:
     """Build the study table in the site's folder and print its version, which an approval names."""
+    from medfed.data.build import build_table
+
     site = load_site(folder)
     loaded = study_of(site, study)
     table, quality = build_table(site, loaded)

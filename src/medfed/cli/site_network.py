@@ -13,8 +13,8 @@ from rich.table import Table
 from medfed.cli.console import AsJson, Language, err, out, print_json, say
 from medfed.cli.network import need_network, run_in_foreground, start_in_background
 from medfed.cli.run import clock_time
-from medfed.data.build import open_table
 from medfed.data.site_folder import SiteFolder, load_site
+from medfed.data.stored import open_table
 from medfed.errors import FederationError, MedfedError, PolicyViolation
 from medfed.evaluation.study_run import step_names, steps_of
 from medfed.federation.approval import packages_of

@@ -36,6 +36,7 @@ PATIENCE = 15.0
 LONG_POLL = 8.0
 AGAIN_AFTER = 0.25
 FACTS_WAIT = 5.0
+STANDS_STILL_AT_MOST = 600.0
 # A site that was left out is asked again with every call, but not waited for.
 GRACE_FOR_THE_AWAY = 2.0
 
@@ -62,6 +63,7 @@ class _Asked:
     until: float
     since: float
     worked: bool = False
+    stood_still: float = 0.0
 
 
 class Networked:
@@ -165,7 +167,8 @@ class Networked:
         site, failing, pause = line.site, 0.0, AGAIN_AFTER
         is_told = content["phase"] != "head"  # a ledger's end is asked for beside the run, which does not wait for it
         while not self._closing.is_set():
-            left = asked.until - time.time()
+            tried = time.time()
+            left = asked.until - tried
             if left <= 0:
                 break
             try:
@@ -177,6 +180,10 @@ class Networked:
                 if site not in self._channels:
                     return Failure("unreachable", self._not_a_member(site))
                 failing = failing or time.time()
+                if problem.why == "no dispatcher" and asked.stood_still < STANDS_STILL_AT_MOST:
+                    # Our own side is down: no site is late for that, so the clock stands still meanwhile.
+                    lost = time.time() - tried + min(pause, max(left, 0))
+                    asked.until, asked.stood_still = asked.until + lost, asked.stood_still + lost
                 why, since = self._explain(site, problem.why)
                 if is_told:
                     self.on_wait(Waiting(site, "away", min(since or failing, failing), why, asked.until))

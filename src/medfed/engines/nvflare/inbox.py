@@ -15,8 +15,8 @@ from typing import Any
 import yaml
 
 from medfed.canonical import private_folder, write_atomically
-from medfed.data.build import open_table
 from medfed.data.site_folder import SiteFolder
+from medfed.data.stored import open_table
 from medfed.errors import MedfedError, PolicyViolation
 from medfed.federation.approval import Approval, approvals_for, revoke
 from medfed.federation.keys import load_signing_key
