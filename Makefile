@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+NETWORK_STAMP := $(VENV)/.installed-network
 DEV_STAMP := $(VENV)/.installed-dev
 LANG_SHOWN ?= en
 
-.PHONY: demo test test-slow check figures format clean
+.PHONY: demo demo-network test test-slow check figures format clean
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "medfed needs Python 3.11 or newer; call make with PYTHON=/path/to/python3.11")'
@@ -16,6 +17,10 @@ $(STAMP): pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo]'
 	@touch $@
 
+$(NETWORK_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,network]'
+	@touch $@
+
 $(DEV_STAMP): $(STAMP) requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e tests/plugin
@@ -23,6 +28,9 @@ $(DEV_STAMP): $(STAMP) requirements-dev.txt
 
 demo: $(STAMP)            ## four hospitals' raw files -> a federated answer and a model back at a hospital
 	$(BIN)/medfed demo --folder demo-output --lang $(LANG_SHOWN)
+
+demo-network: $(NETWORK_STAMP)   ## the same between processes over mutual TLS, with kills in the middle
+	$(BIN)/medfed demo-network --folder demo-network-output --lang $(LANG_SHOWN)
 
 test: $(DEV_STAMP)        ## the default tests
 	$(BIN)/python -m pytest -n 2
@@ -45,4 +53,4 @@ figures: $(DEV_STAMP)     ## every figure that README, docs or tests claim; ONLY
 	$(BIN)/python benchmarks/figures.py $(if $(ONLY),--only $(ONLY))
 
 clean:
-	rm -rf $(VENV) demo-output
+	rm -rf $(VENV) demo-output demo-network-output
