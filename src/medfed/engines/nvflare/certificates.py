@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey
 from cryptography.x509.oid import NameOID
@@ -90,7 +90,7 @@ class Root:
                 raise FederationError(f"site {name!r}: its certificate request is for another name or badly signed")
             if not isinstance(public, RSAPublicKey) or not 2048 <= public.key_size <= 4096:
                 raise FederationError(f"site {name!r}: its certificate request has a key that is not RSA 2048 to 4096")
-        except (ValueError, InvalidSignature):
+        except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
             raise FederationError(f"site {name!r}: its certificate request can't be read") from None
         return self.issue(name, days=days, public=public).certificate
 
@@ -121,7 +121,7 @@ def belongs_together(certificate: bytes, key: bytes, root: bytes, name: str) -> 
         found = x509.load_pem_x509_certificate(certificate)
         private = serialization.load_pem_private_key(key, None)
         found.verify_directly_issued_by(x509.load_pem_x509_certificate(root))
-    except (ValueError, TypeError, InvalidSignature):
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
         return False
     names = [a.value for a in found.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
     as_der = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)

@@ -26,6 +26,7 @@ from medfed.engines.nvflare.consortium import Network
 from medfed.engines.nvflare.envelope import Message
 from medfed.engines.nvflare.processes import ServiceLock, end_tree, nvflare_environment, spawn
 from medfed.engines.nvflare.renewal import RENEW_DAYS, renew_server, renew_site
+from medfed.engines.nvflare.wire import one_line
 from medfed.errors import MedfedError
 
 log = logging.getLogger("medfed.service")
@@ -121,12 +122,12 @@ class CoordinatorService:
         else:
             state.failing = 0.0
             if content.get("state") == "failure":
-                state.become("away", str(content.get("reason", ""))[:300])
+                state.become("away", one_line(content.get("reason", ""), 300))
             else:
                 state.become("connected")
-                state.medfed, state.package = str(content.get("medfed", "")), str(content.get("package", ""))
+                state.medfed, state.package = (one_line(content.get(name, ""), 64) for name in ("medfed", "package"))
                 working = content.get("working")
-                state.working = float(working) if isinstance(working, int | float) else None
+                state.working = float(working) if isinstance(working, int | float) and 0 < working < 2**40 else None
         finally:
             self._pinging.discard(name)
 

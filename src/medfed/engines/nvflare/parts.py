@@ -6,6 +6,7 @@ Both sides use it: a site for inputs that come in, the coordinator for answers. 
 import contextlib
 import hashlib
 import os
+import re
 import threading
 import time
 from pathlib import Path
@@ -17,9 +18,19 @@ WHOLE_AT_MOST = 2**31
 ALL_AT_MOST = 2**33
 KEPT_SECONDS = 24 * 3600.0
 
+_HASH = re.compile(r"[0-9a-f]{64}")
+
 
 def part_count(size: int) -> int:
     return -(-size // CHUNK)
+
+
+def _check(whole: object, size: object) -> None:
+    """A name becomes a file's name here, so it is a hash or nothing."""
+    if not (isinstance(whole, str) and _HASH.fullmatch(whole)):
+        raise BadMessage("what is announced is not named by its hash")
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 < size <= WHOLE_AT_MOST:
+        raise BadMessage("what is announced passes the size that is allowed")
 
 
 def read_part(path: Path, index: int) -> bytes:
@@ -41,8 +52,7 @@ class Incoming:
 
     def parts(self, whole: str, size: int) -> list[int]:
         """Which parts are here already; makes room for the file where there is none."""
-        if not 0 < size <= WHOLE_AT_MOST:
-            raise BadMessage("what is announced passes the size that is allowed")
+        _check(whole, size)
         with self._lock:
             return self._parts(whole, size)
 
@@ -66,13 +76,14 @@ class Incoming:
 
     def write(self, whole: str, size: int, index: int, data: bytes) -> None:
         """Keep one part; the last one makes the file whole, after its hash was checked. Writing it again is no error."""
-        if (self.folder / whole).exists():
-            return
+        _check(whole, size)
         count = part_count(size)
-        self.parts(whole, size)
         expected = CHUNK if index < count - 1 else size - CHUNK * (count - 1)
         if not 0 <= index < count or len(data) != expected:
             raise BadMessage("a part has another place or size than was announced")
+        if (self.folder / whole).exists():
+            return
+        self.parts(whole, size)
         handle = os.open(self._file(whole), os.O_WRONLY)
         try:
             os.pwrite(handle, data, index * CHUNK)
@@ -102,6 +113,7 @@ class Incoming:
 
     def finished(self, whole: str) -> Path:
         """The whole file. BadMessage where parts are missing."""
+        _check(whole, 1)
         path = self.folder / whole
         if not path.exists():
             raise BadMessage("parts of the inputs are missing; send them first")
@@ -113,14 +125,23 @@ class Incoming:
             path.unlink(missing_ok=True)
 
     def _tidy(self, coming: int) -> None:
-        """Remove what is a day old; refuse more than the folder may hold."""
-        held = 0
+        """Remove what is a day old, then whole files that were used longest ago; refuse what still finds no room."""
+        held, whole = 0, []
         for entry in os.scandir(self.folder):
             with contextlib.suppress(FileNotFoundError):
-                if time.time() - entry.stat().st_mtime > KEPT_SECONDS:
+                found = entry.stat()
+                if time.time() - found.st_mtime > KEPT_SECONDS:
                     os.unlink(entry.path)
-                else:
-                    held += entry.stat().st_size
+                    continue
+                held += found.st_size
+                if _HASH.fullmatch(entry.name):
+                    whole.append((found.st_mtime, found.st_size, entry.path))
+        for _, size, path in sorted(whole):
+            if held + coming <= ALL_AT_MOST:
+                break
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)  # who reads it has it open
+            held -= size
         if held + coming > ALL_AT_MOST:
             raise BadMessage("too much has come in that was not used; try again later")
 
