@@ -32,10 +32,10 @@ from medfed.engines.nvflare.join import SiteNetwork
 from medfed.engines.nvflare.parts import Incoming, read_part
 from medfed.engines.nvflare.processes import ServiceLock, end_tree, nvflare_environment, spawn
 from medfed.engines.nvflare.reasons import NO_STUDY, NOT_ANSWERED, STEP_ENDED
-from medfed.engines.nvflare.wire import failure_content, is_hash
+from medfed.engines.nvflare.wire import CALL_FIELDS, failure_content, is_hash, one_line
 from medfed.engines.site_folders import HALTED
 from medfed.errors import MedfedError
-from medfed.federation.call import Failure
+from medfed.federation.call import RUN_PATH, Failure
 from medfed.federation.keys import load_signing_key
 from medfed.federation.packages import installed_package
 
@@ -43,6 +43,9 @@ log = logging.getLogger("medfed.service")
 
 LONGEST_WAIT = 10.0
 IDLE_SECONDS = 1800.0
+JOBS_AT_MOST = 32
+STUDIES_AT_MOST = 6
+OFFERED_AT_MOST = 64
 STARTS_AGAIN_AFTER = (0.2, 1.0, 3.0, 10.0, 30.0)
 
 
@@ -51,6 +54,7 @@ class _Job:
     """One call being answered. done is set when content and blob are there."""
 
     since: float
+    study: str
     done: threading.Event = field(default_factory=threading.Event)
     content: dict[str, Any] = field(default_factory=dict)
     blob: bytes = b""
@@ -149,11 +153,12 @@ class SiteService:
         self.site = self.network.site
         self.member = self.network.membership()
         self.sealer = Sealer(self.member.consortium, self.site.name, load_signing_key(self.site.keys))
-        self.fresh = Fresh()
+        self.fresh = Fresh(self.network.folder / "heard")
         self.inbox = Inbox(self.site)
         self.incoming = Incoming(self.network.incoming)
         self.steps: dict[str, _Steps] = {}
         self.jobs: dict[str, _Job] = {}
+        self.offered: dict[str, str] = {}  # payload of an answer that is fetched in parts -> its study
         self.lock = threading.Lock()
         self.nvflare: subprocess.Popen[bytes] | None = None
         self.restart_nvflare = False
@@ -164,7 +169,7 @@ class SiteService:
     # -- messages ----------------------------------------------------------------------------------------------------
 
     def handle(self, text: str, blob: bytes) -> tuple[str, bytes]:
-        """The signed reply to a coordinator's message. BadMessage for what is not the coordinator's, or not fresh."""
+        """The signed reply to a coordinator's message. BadMessage, and nothing else, for what is not the coordinator's or not fresh."""
         header = parse(text)
         message = self.sealer.read(header, blob, sender=COORDINATOR, public=self.member.coordinator_key)
         self.fresh.check(header)
@@ -177,8 +182,13 @@ class SiteService:
             except BadMessage as problem:
                 content, data = failure_content(Failure("refused", str(problem))), b""
             except (MedfedError, OSError) as problem:
-                log.warning("%s: %s", message.kind, problem)
+                log.warning("%s: %s", one_line(message.kind, 20), one_line(problem))
                 content, data = failure_content(Failure("failed", NOT_ANSWERED)), b""
+            except Exception:
+                log.exception("a message could not be answered")
+                content, data = failure_content(Failure("failed", NOT_ANSWERED)), b""
+            if self.network.is_halted:  # meanwhile
+                content, data = failure_content(Failure("refused", HALTED)), b""
         reply = Message(message.kind, content, data, message.nonce)
         return canonical_json(self.sealer.write(reply, COORDINATOR)), data
 
@@ -195,9 +205,7 @@ class SiteService:
             self.incoming.write(_hash(content, "whole"), _size(content), _count(content, "index"), message.blob)
             return {"state": "kept"}, b""
         if message.kind == "fetch":
-            name = _hash(content, "payload")
-            data = read_part(self.site.ledger_path.with_suffix(".blobs") / name, _count(content, "index"))
-            return {"state": "part"}, data
+            return {"state": "part"}, self._fetch(_hash(content, "payload"), _count(content, "index"))
         if message.kind == "propose":
             study = self.inbox.receive(str(content.get("study")), str(content.get("note", "")), now())
             return {"state": "received", "hash": study.hash, **self.inbox.standing(study)}, b""
@@ -207,30 +215,63 @@ class SiteService:
                 return failure_content(Failure("refused", NO_STUDY)), b""
             if message.kind == "standing":
                 return self.inbox.standing(found), b""
-            return dict(self.inbox.facts(found, str(content.get("run", "")))), b""
+            run = content.get("run")
+            if not isinstance(run, str) or not RUN_PATH.fullmatch(run):
+                raise BadMessage("a message lacks its run")
+            return dict(self.inbox.facts(found, run)), b""
         if message.kind == "renew":
             return self._renew(content)
         raise BadMessage("a message asks for something that medfed does not know")
 
     def _call(self, content: dict[str, Any], blob: bytes) -> tuple[dict[str, Any], bytes]:
         """Start the call, or join it where it runs already; "working" when it takes longer than the wait that was asked."""
-        wait = min(max(float(content.pop("wait", LONGEST_WAIT)), 0.0), LONGEST_WAIT)
-        study = _hash(content, "study")
-        whole = content.pop("whole", None)
+        wait = content.get("wait", LONGEST_WAIT)
+        if not isinstance(wait, int | float) or isinstance(wait, bool):
+            raise BadMessage("a message lacks its wait")
+        study, whole = _hash(content, "study"), content.get("whole")
+        content = {name: content.get(name) for name in CALL_FIELDS}
         if whole is not None:
-            content["inputs_file"] = str(self.incoming.finished(_hash({"whole": whole}, "whole")))
+            content["whole"] = _hash({"whole": whole}, "whole")
+            self.incoming.finished(content["whole"])
+        if not self.inbox.has(study):  # before a process is started for it
+            return failure_content(Failure("refused", NO_STUDY)), b""
         name = hashlib.sha256(canonical_json(content).encode() + blob).hexdigest()
         with self.lock:
             job = self.jobs.get(name)
             if job is None or (job.done.is_set() and job.given):
-                job = self.jobs[name] = _Job(time.time())
-                steps = self.steps.setdefault(study, _Steps(self.network, study))
+                if sum(not other.done.is_set() for other in self.jobs.values()) >= JOBS_AT_MOST:
+                    raise BadMessage("the site works on as many calls as it can; ask again later")
+                steps = self._steps_of(study)
+                job = self.jobs[name] = _Job(time.time(), study)
                 threading.Thread(target=self._run_job, args=(job, steps, content, blob), daemon=True).start()
             self._forget()
-        if not job.done.wait(wait):
+        if not job.done.wait(min(max(wait, 0.0), LONGEST_WAIT)):
             return {"state": "working", "since": job.since}, b""
         job.given = time.monotonic()
+        if job.content.get("state") == "answer" and not job.blob:
+            self.offered[str(job.content.get("payload"))] = study
+            while len(self.offered) > OFFERED_AT_MOST:
+                self.offered.pop(next(iter(self.offered)), None)
         return job.content, job.blob
+
+    def _steps_of(self, study: str) -> _Steps:
+        """The process of a study; the one that was idle longest makes room for it."""
+        if study not in self.steps and len(self.steps) >= STUDIES_AT_MOST:
+            busy = {job.study for job in self.jobs.values() if not job.done.is_set()}
+            idle = sorted(set(self.steps) - busy, key=lambda name: self.steps[name].used)
+            if not idle:
+                raise BadMessage("the site works on as many studies as it can; ask again later")
+            self.steps.pop(idle[0]).end()
+        return self.steps.setdefault(study, _Steps(self.network, study))
+
+    def _fetch(self, payload: str, index: int) -> bytes:
+        """A part of an answer that was given to a call, as long as the approval stands. Nothing else that lies beside it."""
+        study = self.offered.get(payload)
+        if study is None:
+            raise BadMessage("what is asked for is no answer that was given just now; put the call again")
+        if not self.inbox.is_approved(study):
+            raise BadMessage("the site's approval of this study does not stand any more")
+        return read_part(self.site.ledger_path.with_suffix(".blobs") / payload, index)
 
     def _run_job(self, job: _Job, steps: _Steps, content: dict[str, Any], blob: bytes) -> None:
         try:

@@ -18,6 +18,8 @@ from typing import Any
 from medfed.data.site_folder import SiteFolder, load_site
 from medfed.engines.nvflare.frames import CHUNK, BadMessage, receive, send
 from medfed.engines.nvflare.inbox import Inbox
+from medfed.engines.nvflare.join import SiteNetwork
+from medfed.engines.nvflare.parts import Incoming
 from medfed.engines.nvflare.reasons import DISK, KEEP_GONE, NO_STUDY, NOT_ANSWERED, is_public, public
 from medfed.engines.nvflare.wire import failure_content, read_call
 from medfed.engines.site_folders import SiteLog, doors_or_reason
@@ -103,22 +105,30 @@ def _answer(answer: Answer) -> tuple[dict[str, Any], bytes]:
     return content, data if len(data) <= IN_ROW else b""
 
 
+def _mapped(path: Path) -> mmap.mmap:
+    try:
+        with open(path, "rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError):
+        raise BadMessage("parts of the inputs are missing; send them first") from None
+
+
 def serve(connection: socket.socket, site: SiteFolder, study_hash: str) -> None:
     """Answer calls until the service hangs up."""
-    study = Inbox(site).study(study_hash)
+    study, incoming = Inbox(site).study(study_hash), Incoming(SiteNetwork(site).incoming)
     process = StepProcess(site, study) if study is not None else None
     with contextlib.suppress(EOFError, OSError):
         while True:
             content, blob = receive(connection, blob_at_most=CHUNK)
-            mapped: Any = blob
-            if path := content.pop("inputs_file", None):
-                with open(path, "rb") as file:
-                    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            whole = content.pop("whole", None)
             if process is None:
                 reply, data = failure_content(Failure("refused", NO_STUDY)), b""
             else:
                 try:
+                    mapped: Any = blob if whole is None else _mapped(incoming.finished(whole))
                     reply, data = process.answer(content, mapped)
+                except BadMessage as problem:
+                    reply, data = failure_content(Failure("refused", str(problem))), b""
                 except MedfedError as problem:
                     log.warning("site %s: %s", site.name, problem)
                     reply, data = failure_content(Failure("failed", NOT_ANSWERED)), b""
