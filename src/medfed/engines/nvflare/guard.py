@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from nvflare.private.defs import ClientType
 from medfed.canonical import canonical_json
 from medfed.engines.nvflare.consortium import Network, now
 from medfed.engines.nvflare.frames import BadMessage, parse
+from medfed.engines.nvflare.wire import is_hash
 from medfed.errors import MedfedError
 from medfed.federation.keys import is_signed_by, public_hex
 
@@ -57,7 +59,7 @@ def judge(network: Network, site: str, text: str) -> str | None:
         public = str(token["key"])
         ours = token["consortium"] == network.identity() and token["site"] == site
         signed = is_signed_by(public, _signed(token), signature)
-        certificate, proof = str(token["certificate"]), str(token["proof"])
+        certificate, proof = str(token["certificate"]), bytes.fromhex(str(token["proof"]))
     except (BadMessage, KeyError, ValueError, TypeError):
         return NOT_ITS_KEY
     if not ours or not signed:
@@ -70,11 +72,20 @@ def judge(network: Network, site: str, text: str) -> str | None:
         if certificate == member.next_certificate:  # the renewed one is in use: the old one has had its day
             network.change(site, certificate=certificate, next_certificate="")
         return None
-    expected = hmac.new(bytes.fromhex(member.enrolment), f"{site}|{public}".encode(), hashlib.sha256).hexdigest()
-    if not hmac.compare_digest(expected, proof):
-        return NOT_ITS_KEY
-    network.change(site, state="joined", public_key=public, joined=now(), enrolment="")
-    return None
+    return None if _binds(network, site, public, proof) else NOT_ITS_KEY
+
+
+def _binds(network: Network, site: str, public: str, proof: bytes) -> bool:
+    """Bind a site's key to its name if it proves that it holds the kit. Once: the second of two at a time is refused."""
+    with network.changing() as members:
+        member = members[site]
+        if member.state != "invited" or not is_hash(member.enrolment):
+            return member.state == "joined" and member.public_key == public
+        expected = hmac.new(bytes.fromhex(member.enrolment), f"{site}|{public}".encode(), hashlib.sha256).digest()
+        if not hmac.compare_digest(expected, proof):
+            return False
+        members[site] = replace(member, state="joined", public_key=public, joined=now(), enrolment="")
+        return True
 
 
 class RegistrationGuard(FLComponent):
