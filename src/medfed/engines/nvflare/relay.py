@@ -13,10 +13,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+from nvflare.apis.fl_constant import AdminCommandNames
 from nvflare.collab import collab
+from nvflare.private.fed.client.admin_commands import AdminCommands
 
 from medfed.engines.nvflare.frames import BLOB_AT_MOST, BadMessage, connect, listen, receive, send
 
+_COMMANDS = (
+    AdminCommandNames.CHECK_STATUS, AdminCommandNames.ABORT, AdminCommandNames.ABORT_TASK, AdminCommandNames.SHUTDOWN,
+)  # fmt: skip
 REFUSED, NOBODY_THERE = b"refused", b"nobody"
 SEPARATOR = b"\n\x00\n"
 
@@ -88,6 +93,8 @@ class SiteRelay:
 
     def __init__(self, at: str) -> None:
         self.at = _only("door", at)
+        # What the server may tell the job's process: to stop, and not to log otherwise or to tell of itself.
+        AdminCommands.commands[:] = [each for each in AdminCommands.commands if each.get_command_name() in _COMMANDS]
         self._local = threading.local()
 
     @collab.publish

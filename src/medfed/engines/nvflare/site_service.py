@@ -97,8 +97,9 @@ class _Steps:
                     str(self.network.site.folder.resolve()), self.study, str(theirs.fileno()),
                 ]  # fmt: skip
                 self.process = STARTER.spawn(
-                    command, self.network.log, dict(os.environ), pass_fds=(theirs.fileno(),), cwd="/"
-                )
+                    command, self.network.log, dict(os.environ), confined={"tcp": False},
+                    pass_fds=(theirs.fileno(),), cwd="/",
+                )  # fmt: skip
             self.connection = mine
         return self.connection
 
@@ -163,6 +164,7 @@ class SiteService:
         self.nvflare: subprocess.Popen[bytes] | None = None
         self.restart_nvflare = False
         self.heard = 0.0
+        self.why = ""  # why NVFLARE's client is not started
         self.ending = threading.Event()
         self.package = installed_package("medfed", "medfed")
 
@@ -374,18 +376,28 @@ class SiteService:
                 continue
             end_tree(self.nvflare, wait=0.0)
             tries, started = tries + 1, time.monotonic()
+            self.why = self.network.why_unusable()
+            if self.why:
+                log.warning("site %s does not connect: %s", self.site.name, self.why)
+                self.nvflare = None
+                continue
             self.network.write_token()
             command = [
                 sys.executable, "-u", "-m", "nvflare.private.fed.app.client.client_train", "-m",
                 str(self.network.workspace.resolve()), "-s", "fed_client.json", "--set", "secure_train=true",
                 f"uid={self.site.name}", "org=medfed", "config_folder=config", "heart_beat_interval=2.0",
             ]  # fmt: skip
-            environment = nvflare_environment(self.network.run.resolve())
-            self.nvflare = STARTER.spawn(command, self.network.folder / "nvflare.log", environment, cwd="/")
+            workspace, run = self.network.workspace.resolve(), self.network.run.resolve()
+            environment = nvflare_environment(run, TMPDIR=str(private_folder(workspace / "tmp")))
+            # It may change its own workspace and read how to reach us; nothing else of the site's folder can be opened.
+            confined = {"write": [str(workspace)], "read": [str(run)], "secret": str(self.site.folder.resolve())}
+            self.nvflare = STARTER.spawn(
+                command, self.network.folder / "nvflare.log", environment, confined=confined, cwd="/"
+            )
 
     def _write_state(self) -> None:
         alive = self.nvflare is not None and self.nvflare.poll() is None
-        state = {"at": time.time(), "nvflare": alive, "heard": self.heard, "working": self._working()}
+        state = {"at": time.time(), "nvflare": alive, "heard": self.heard, "working": self._working(), "why": self.why}
         with contextlib.suppress(OSError):
             temporary = self.network.state_path.with_suffix(".new")
             temporary.write_text(json.dumps(state))
