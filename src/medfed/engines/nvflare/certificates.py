@@ -128,6 +128,18 @@ def belongs_together(certificate: bytes, key: bytes, root: bytes, name: str) -> 
     return names == [name] and found.public_key().public_bytes(*as_der) == private.public_key().public_bytes(*as_der)
 
 
+def why_unusable(certificate: bytes, key: bytes, root: bytes, name: str, at: datetime | None = None) -> str:
+    """Why a site can't connect with what it holds, for its log; "" where it can. NVFLARE's own client would wait for ever."""
+    if not belongs_together(certificate, key, root, name):
+        return "certificate, key and root are damaged or don't belong together; ask the coordinator for a new kit"
+    found, when = x509.load_pem_x509_certificate(certificate), at or datetime.now(UTC)
+    if when < found.not_valid_before_utc:
+        return f"the certificate is valid from {found.not_valid_before_utc:%Y-%m-%d %H:%M} UTC; compare this machine's clock"
+    if when > found.not_valid_after_utc:
+        return f"the certificate ended on {found.not_valid_after_utc:%Y-%m-%d}; ask the coordinator for a new kit"
+    return ""
+
+
 def private_folder(folder: Path) -> Path:
     """A folder that only its owner can look into."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
