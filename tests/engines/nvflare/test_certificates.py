@@ -4,7 +4,6 @@ import json
 import threading
 from dataclasses import dataclass
 from datetime import timedelta
-from datetime import timedelta
 from typing import Any
 
 import pytest

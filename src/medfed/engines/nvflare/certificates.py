@@ -5,7 +5,6 @@ renewal are ours. The root's key stays with the coordinator (0600). A site's fir
 it by one that the site made and nobody else has seen.
 """
 
-import os
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -138,10 +137,3 @@ def why_unusable(certificate: bytes, key: bytes, root: bytes, name: str, at: dat
     if when > found.not_valid_after_utc:
         return f"the certificate ended on {found.not_valid_after_utc:%Y-%m-%d}; ask the coordinator for a new kit"
     return ""
-
-
-def private_folder(folder: Path) -> Path:
-    """A folder that only its owner can look into."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.chmod(folder, 0o700)
-    return folder

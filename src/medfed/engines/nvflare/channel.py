@@ -117,8 +117,8 @@ class Channel:
         except BadMessage:
             raise Unanswered("not verified") from None
         with open(path, "rb") as file:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        path.unlink()  # the mapping keeps it as long as it is used
+            data = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+        incoming.drop(payload)  # the mapping keeps it as long as it is used
         return data
 
     def _each(self, indices: list[int], one: Any) -> None:

@@ -21,14 +21,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medfed.engines.nvflare.certificates import ADMIN, Root, days_left, private_folder
+from medfed import __version__
+from medfed.canonical import private_folder
+from medfed.engines.nvflare.certificates import ADMIN, Root, days_left
 from medfed.engines.nvflare.channel import Unanswered, coordinator_sealer, line_to, sites_in_dispatcher
 from medfed.engines.nvflare.consortium import Network
 from medfed.engines.nvflare.envelope import Message
 from medfed.engines.nvflare.processes import ServiceLock, end_tree, nvflare_environment, spawn
+from medfed.engines.nvflare.proposals import deliver
 from medfed.engines.nvflare.renewal import RENEW_DAYS, renew_server, renew_site
 from medfed.engines.nvflare.wire import one_line
 from medfed.errors import MedfedError
+from medfed.federation.packages import installed_package
 
 log = logging.getLogger("medfed.service")
 
@@ -80,6 +84,7 @@ class CoordinatorService:
         self.wanted = ""
         self.ending = threading.Event()
         self.tried: defaultdict[str, tuple[int, float]] = defaultdict(lambda: (0, 0.0))  # since a site last answered
+        self.package = installed_package("medfed", "medfed")
         self._pinging: set[str] = set()
         self._renewed_at = 0.0
 
@@ -115,9 +120,10 @@ class CoordinatorService:
 
     def _ping(self, name: str, public_key: str) -> None:
         state = self.sites[name]
+        ping = Message("ping", {"medfed": __version__, "package": self.package.sha256})
         try:
             with line_to(self.network.relay, self.sealer, name, public_key) as line:
-                content = line.ask(Message("ping", {}), timeout=3.0).content
+                content = line.ask(ping, timeout=3.0).content
         except Unanswered as problem:
             state.failing = state.failing or time.time()
             if time.time() - state.failing > 2.0:
@@ -127,6 +133,9 @@ class CoordinatorService:
             if content.get("state") == "failure":
                 state.become("away", one_line(content.get("reason", ""), 300))
             else:
+                if state.state != "connected":
+                    with contextlib.suppress(Unanswered, OSError, ValueError, KeyError):
+                        deliver(self.network, self.sealer, name, public_key)
                 state.become("connected")
                 self.tried.pop(name, None)
                 state.medfed, state.package = (one_line(content.get(name, ""), 64) for name in ("medfed", "package"))

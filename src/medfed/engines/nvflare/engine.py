@@ -5,7 +5,9 @@ away; whatever breaks in between, the same question is asked again, and the site
 """
 
 import json
+import logging
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +21,7 @@ from medfed.engines.facts import Heads, SiteFacts
 from medfed.engines.nvflare.channel import Channel, Unanswered, coordinator_sealer, hash_of, payload_of
 from medfed.engines.nvflare.consortium import Network
 from medfed.engines.nvflare.envelope import Message
-from medfed.engines.nvflare.frames import CHUNK, BadMessage
+from medfed.engines.nvflare.frames import CHUNK, SWITCH_SECONDS, BadMessage
 from medfed.engines.nvflare.parts import Incoming
 from medfed.engines.nvflare.wire import (
     call_blob,
@@ -33,10 +35,13 @@ from medfed.engines.nvflare.wire import (
 from medfed.federation.call import Answer, Call, Failure, Own, Protection, Waiting
 from medfed.study import Study
 
+log = logging.getLogger("medfed.engine")
+
 PATIENCE = 15.0
 LONG_POLL = 8.0
 AGAIN_AFTER = 0.25
 FACTS_WAIT = 5.0
+STANDS_STILL_AT_MOST = 600.0
 # A site that was left out is asked again with every call, but not waited for.
 GRACE_FOR_THE_AWAY = 2.0
 
@@ -57,6 +62,7 @@ class _Asked:
     until: float
     since: float
     worked: bool = False
+    stood_still: float = 0.0
 
 
 class Networked:
@@ -76,9 +82,18 @@ class Networked:
             for site in self.sites
             if site in self.members and self.members[site].state == "joined"
         }
-        self._incoming = Incoming(self.network.folder / "incoming")
+        # A folder for each site: two of them may send the same bytes.
+        self._incoming = {site: Incoming(self.network.folder / "incoming" / site) for site in self._channels}
         self._away: set[str] = set()
+        self._reasons: dict[str, str] = {}
         self._closing = threading.Event()
+        self._pool = ThreadPoolExecutor(max(len(self._channels), 1), thread_name_prefix="site")
+        sys.setswitchinterval(SWITCH_SECONDS)
+
+    def use_relay(self, relay: Path) -> None:
+        """Speak to another socket than the dispatcher's: a fault proxy's, or a recorder's."""
+        for channel in self._channels.values():
+            channel.relay = relay
 
     @property
     def public_keys(self) -> dict[str, str]:
@@ -92,6 +107,7 @@ class Networked:
         answers: queue.SimpleQueue[tuple[str, Answer | Failure]] = queue.SimpleQueue()
         shared = call_content(call)
         common = call_blob(call, Own()) if not any(mine.each for mine in own.values()) else None
+        known = call.inputs_digest if common is not None else ""
         for site, mine in own.items():
             if site not in self._channels:
                 answers.put((site, Failure("unreachable", self._not_a_member(site))))
@@ -101,11 +117,12 @@ class Networked:
             asked = _Asked(
                 time.time() + (min(GRACE_FOR_THE_AWAY, seconds) if site in self._away else seconds), time.time()
             )
-            threading.Thread(target=self._ask, args=(site, content, blob, asked, answers), daemon=True).start()
+            self._pool.submit(self._ask, site, content, blob, known or hash_of(blob), asked, answers)
         for _ in own:
             site, answer = answers.get()
-            late = isinstance(answer, Failure) and answer.kind in ("late", "unreachable")
-            (self._away.add if late else self._away.discard)(site)
+            if call.phase != "head":
+                late = isinstance(answer, Failure) and answer.kind in ("late", "unreachable")
+                (self._away.add if late else self._away.discard)(site)
             yield site, answer
 
     def _not_a_member(self, site: str) -> str:
@@ -115,27 +132,41 @@ class Networked:
         return "the site was removed" if member.state == "removed" else "the site has a kit but has not joined yet"
 
     def _ask(
-        self, site: str, content: dict[str, Any], blob: bytes, asked: _Asked, answers: "queue.SimpleQueue[Any]"
+        self,
+        site: str,
+        content: dict[str, Any],
+        blob: bytes,
+        blob_hash: str,
+        asked: _Asked,
+        answers: "queue.SimpleQueue[Any]",
     ) -> None:
         try:
-            answers.put((site, self._until_answered(self._channels[site], content, blob, asked)))
+            answers.put((site, self._until_answered(self._channels[site], content, blob, blob_hash, asked)))
         except BaseException as problem:  # the iterator must hear of every site, whatever happens here
+            log.exception("site %s could not be asked", site)
             answers.put((site, Failure("failed", "the coordinator could not ask the site")))
             if not isinstance(problem, Exception):
                 raise
 
-    def _until_answered(self, line: Channel, content: dict[str, Any], blob: bytes, asked: _Asked) -> Answer | Failure:
+    def _until_answered(
+        self, line: Channel, content: dict[str, Any], blob: bytes, blob_hash: str, asked: _Asked
+    ) -> Answer | Failure:
         site, failing, pause = line.site, 0.0, AGAIN_AFTER
         while not self._closing.is_set():
-            left = asked.until - time.time()
+            tried = time.time()
+            left = asked.until - tried
             if left <= 0:
                 break
             try:
                 found = self._one_question(
-                    line, content, blob, wait=min(LONG_POLL, left), patience=min(PATIENCE, left + 3)
+                    line, content, blob, blob_hash, wait=min(LONG_POLL, left), patience=min(PATIENCE, left + 3)
                 )
             except Unanswered as problem:
                 failing = failing or time.time()
+                if problem.why == "no dispatcher" and asked.stood_still < STANDS_STILL_AT_MOST:
+                    # Our own side is down: no site is late for that, so the clock stands still meanwhile.
+                    lost = time.time() - tried + min(pause, max(left, 0))
+                    asked.until, asked.stood_still = asked.until + lost, asked.stood_still + lost
                 why = self._explain(site, problem.why)
                 self.on_wait(Waiting(site, "away", failing, why, asked.until))
                 self._closing.wait(min(pause, max(left, 0)))
@@ -153,15 +184,14 @@ class Networked:
         return Failure("unreachable", f"{self._last(site)}, and the deadline of {minutes} minutes has passed")
 
     def _one_question(
-        self, line: Channel, content: dict[str, Any], blob: bytes, *, wait: float, patience: float
+        self, line: Channel, content: dict[str, Any], blob: bytes, blob_hash: str, *, wait: float, patience: float
     ) -> Answer | Failure | None:
         """The site's answer; None while it works."""
         asked = content | {"wait": wait}
         if len(blob) > CHUNK:
-            whole = hash_of(blob)
-            line.put(blob, whole, timeout=patience)
-            asked["whole"], blob = whole, b""
-        reply = line.ask(Message("call", asked, blob), timeout=wait + 7.0)
+            line.put(blob, blob_hash, timeout=patience)
+            asked["whole"], blob, blob_hash = blob_hash, b"", ""
+        reply = line.ask(Message("call", asked, blob, blob_hash=blob_hash), timeout=wait + 7.0)
         state = reply.content.get("state")
         if state == "working":
             return None
@@ -170,14 +200,15 @@ class Networked:
         if state != "answer":
             raise Unanswered("not verified")
         payload, size = payload_of(reply.content)
-        data: Any = reply.blob if size <= CHUNK else line.fetch(payload, size, self._incoming, timeout=patience)
-        if len(data) != size or (size <= CHUNK and hash_of(data) != payload):
+        data: Any = (
+            reply.blob if size <= CHUNK else line.fetch(payload, size, self._incoming[line.site], timeout=patience)
+        )
+        if len(data) != size or (size <= CHUNK and reply.blob_hash != payload):
             raise Unanswered("not verified")
         return Answer(data)
 
     def _explain(self, site: str, why: str) -> str:
         """Our sentence, or a better one that the coordinator's service has."""
-        self._reasons = getattr(self, "_reasons", {})
         text = WHY[why]
         if why in ("not in the dispatcher", "silent", "gone"):
             try:
@@ -190,7 +221,7 @@ class Networked:
         return text
 
     def _last(self, site: str) -> str:
-        return str(getattr(self, "_reasons", {}).get(site, WHY["silent"]))
+        return self._reasons.get(site, WHY["silent"])
 
     @property
     def tables(self) -> dict[str, StudyTable]:
@@ -241,5 +272,6 @@ class Networked:
 
     def close(self) -> None:
         self._closing.set()
+        self._pool.shutdown(wait=False, cancel_futures=True)
         for channel in self._channels.values():
             channel.close()

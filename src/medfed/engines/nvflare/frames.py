@@ -20,6 +20,8 @@ HEADER_AT_MOST = 256 * 1024
 CHUNK = 4 * 2**20
 BLOB_AT_MOST = CHUNK + 64 * 1024
 DEPTH_AT_MOST = 16
+# Threads that only pass messages on wait for one that computes no longer than this (Python's default is 5 ms).
+SWITCH_SECONDS = 0.0005
 
 _LENGTHS = struct.Struct("<II")
 

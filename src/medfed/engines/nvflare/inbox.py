@@ -14,10 +14,9 @@ from typing import Any
 
 import yaml
 
-from medfed.canonical import write_atomically
-from medfed.data.build import open_table
+from medfed.canonical import private_folder, write_atomically
 from medfed.data.site_folder import SiteFolder
-from medfed.engines.nvflare.certificates import private_folder
+from medfed.data.stored import open_table
 from medfed.engines.nvflare.wire import can_be_shown, one_line
 from medfed.errors import MedfedError, PolicyViolation
 from medfed.federation.approval import Approval, approvals_for, revoke

@@ -4,9 +4,9 @@ import json
 import shutil
 from dataclasses import asdict, dataclass
 
-from medfed.canonical import write_atomically
+from medfed.canonical import private_folder, write_atomically
 from medfed.data.site_folder import SiteFolder
-from medfed.engines.nvflare.certificates import Pair, belongs_together, fingerprint, private_folder, why_unusable
+from medfed.engines.nvflare.certificates import Pair, belongs_together, fingerprint, why_unusable
 from medfed.engines.nvflare.guard import TOKEN_FILE, make_token
 from medfed.engines.nvflare.kit import Kit
 from medfed.engines.nvflare.workspace import write_certificate, write_site

@@ -8,6 +8,7 @@ Neither process can read a patient's row, sign a message or decide anything.
 import contextlib
 import os
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ from nvflare.apis.fl_constant import AdminCommandNames
 from nvflare.collab import collab
 from nvflare.private.fed.client.admin_commands import AdminCommands
 
-from medfed.engines.nvflare.frames import BLOB_AT_MOST, BadMessage, connect, listen, receive, send
+from medfed.engines.nvflare.frames import BLOB_AT_MOST, SWITCH_SECONDS, BadMessage, connect, listen, receive, send
 
 _COMMANDS = (
     AdminCommandNames.CHECK_STATUS, AdminCommandNames.ABORT, AdminCommandNames.ABORT_TASK, AdminCommandNames.SHUTDOWN,
@@ -42,6 +43,7 @@ class CoordinatorRelay:
     @collab.main
     def main(self) -> None:
         """Until the job ends: serve the socket."""
+        sys.setswitchinterval(SWITCH_SECONDS)
         proxies = {client.name: client for client in collab.clients}
         where = Path(os.environ["MEDFED_RUN"]) / self.at
         server = listen(where)
@@ -96,6 +98,7 @@ class SiteRelay:
         # What the server may tell the job's process: to stop, and not to log otherwise or to tell of itself.
         AdminCommands.commands[:] = [each for each in AdminCommands.commands if each.get_command_name() in _COMMANDS]
         self._local = threading.local()
+        sys.setswitchinterval(SWITCH_SECONDS)
 
     @collab.publish
     def call(self, header: str, blob: bytes) -> bytes:

@@ -4,8 +4,8 @@ import secrets
 import shutil
 from pathlib import Path
 
-from medfed.canonical import write_atomically
-from medfed.engines.nvflare.certificates import ADMIN, Root, fingerprint, make_root, private_folder
+from medfed.canonical import private_folder, write_atomically
+from medfed.engines.nvflare.certificates import ADMIN, Root, fingerprint, make_root
 from medfed.engines.nvflare.channel import Unanswered, line_to
 from medfed.engines.nvflare.consortium import Consortium, Member, Network, now
 from medfed.engines.nvflare.envelope import Message, Sealer

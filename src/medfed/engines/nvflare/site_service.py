@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from medfed import __version__
-from medfed.canonical import canonical_json, write_atomically
+from medfed.canonical import canonical_json, private_folder, write_atomically
 from medfed.data.site_folder import load_site
-from medfed.engines.nvflare.certificates import Pair, belongs_together, fingerprint, private_folder, request_for
+from medfed.engines.nvflare.certificates import Pair, belongs_together, fingerprint, request_for
 from medfed.engines.nvflare.consortium import now
 from medfed.engines.nvflare.envelope import COORDINATOR, Fresh, Message, Sealer
-from medfed.engines.nvflare.frames import CHUNK, BadMessage, listen, parse, receive, send
+from medfed.engines.nvflare.frames import CHUNK, SWITCH_SECONDS, BadMessage, listen, parse, receive, send
 from medfed.engines.nvflare.inbox import Inbox
 from medfed.engines.nvflare.join import SiteNetwork
 from medfed.engines.nvflare.parts import Incoming, read_part
@@ -165,6 +165,8 @@ class SiteService:
         self.restart_nvflare = False
         self.heard = 0.0
         self.why = ""  # why NVFLARE's client is not started
+        self.clock_apart: float | None = None
+        self.coordinator: dict[str, str] = {}
         self.ending = threading.Event()
         self.package = installed_package("medfed", "medfed")
 
@@ -174,6 +176,7 @@ class SiteService:
         """The signed reply to a coordinator's message. BadMessage, and nothing else, for what is not the coordinator's or not fresh."""
         header = parse(text)
         message = self.sealer.read(header, blob, sender=COORDINATOR, public=self.member.coordinator_key)
+        self.clock_apart = time.time() - float(header["at"])  # also when that is why the message is refused next
         self.fresh.check(header)
         self.heard = time.time()
         if self.network.is_halted:
@@ -191,14 +194,17 @@ class SiteService:
                 content, data = failure_content(Failure("failed", NOT_ANSWERED)), b""
             if self.network.is_halted:  # meanwhile
                 content, data = failure_content(Failure("refused", HALTED)), b""
-        reply = Message(message.kind, content, data, message.nonce)
+        # The step process hashed what it sealed; a part of something larger has no hash yet.
+        known = str(content.get("payload", "")) if data and content.get("size") == len(data) else ""
+        reply = Message(message.kind, content, data, message.nonce, known)
         return canonical_json(self.sealer.write(reply, COORDINATOR)), data
 
     def _answer(self, message: Message) -> tuple[dict[str, Any], bytes]:
         content = message.content
         if message.kind == "call":
-            return self._call(dict(content), message.blob)
+            return self._call(dict(content), message.blob, message.blob_hash)
         if message.kind == "ping":
+            self.coordinator = {name: str(content.get(name, ""))[:100] for name in ("medfed", "package")}
             return {"state": "ready", "medfed": __version__, "package": self.package.sha256, "clock": time.time(),
                     "certificate": fingerprint(self.network.certificate()), "working": self._working()}, b""  # fmt: skip
         if message.kind == "have":
@@ -225,7 +231,7 @@ class SiteService:
             return self._renew(content)
         raise BadMessage("a message asks for something that medfed does not know")
 
-    def _call(self, content: dict[str, Any], blob: bytes) -> tuple[dict[str, Any], bytes]:
+    def _call(self, content: dict[str, Any], blob: bytes, blob_hash: str) -> tuple[dict[str, Any], bytes]:
         """Start the call, or join it where it runs already; "working" when it takes longer than the wait that was asked."""
         wait = content.get("wait", LONGEST_WAIT)
         if not isinstance(wait, int | float) or isinstance(wait, bool):
@@ -233,11 +239,12 @@ class SiteService:
         study, whole = _hash(content, "study"), content.get("whole")
         content = {name: content.get(name) for name in CALL_FIELDS}
         if whole is not None:
-            content["whole"] = _hash({"whole": whole}, "whole")
-            self.incoming.finished(content["whole"])
+            content["inputs_file"] = str(self.incoming.finished(_hash({"whole": whole}, "whole")))
+            blob_hash = whole
+        content["inputs_hash"] = blob_hash
         if not self.inbox.has(study):  # before a process is started for it
             return failure_content(Failure("refused", NO_STUDY)), b""
-        name = hashlib.sha256(canonical_json(content).encode() + blob).hexdigest()
+        name = hashlib.sha256(canonical_json(content).encode()).hexdigest()
         with self.lock:
             job = self.jobs.get(name)
             if job is None or (job.done.is_set() and job.given):
@@ -397,7 +404,8 @@ class SiteService:
 
     def _write_state(self) -> None:
         alive = self.nvflare is not None and self.nvflare.poll() is None
-        state = {"at": time.time(), "nvflare": alive, "heard": self.heard, "working": self._working(), "why": self.why}
+        state = {"at": time.time(), "nvflare": alive, "heard": self.heard, "working": self._working(), "why": self.why,
+                 "clock_apart": self.clock_apart, "coordinator": self.coordinator, "package": self.package.sha256}  # fmt: skip
         with contextlib.suppress(OSError):
             temporary = self.network.state_path.with_suffix(".new")
             temporary.write_text(json.dumps(state))
@@ -451,6 +459,7 @@ def main() -> None:
     network = SiteNetwork(load_site(folder))
     private_folder(network.run)
     os.umask(0o077)
+    sys.setswitchinterval(SWITCH_SECONDS)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     try:
         SiteService(folder).run()

@@ -18,8 +18,6 @@ from typing import Any
 from medfed.data.site_folder import SiteFolder, load_site
 from medfed.engines.nvflare.frames import CHUNK, BadMessage, receive, send
 from medfed.engines.nvflare.inbox import Inbox
-from medfed.engines.nvflare.join import SiteNetwork
-from medfed.engines.nvflare.parts import Incoming
 from medfed.engines.nvflare.reasons import DISK, KEEP_GONE, NO_STUDY, NOT_ANSWERED, is_public, public
 from medfed.engines.nvflare.wire import failure_content, read_call
 from medfed.engines.site_folders import SiteLog, doors_or_reason
@@ -49,7 +47,7 @@ class StepProcess:
     def answer(self, content: dict[str, Any], blob: bytes) -> tuple[dict[str, Any], bytes]:
         """(content, bytes) of the answer; large bytes stay in the site's blobs, named by their hash."""
         try:
-            call, own = read_call(content, blob)
+            call, own = read_call(content, blob, str(content.pop("inputs_hash", "")))
         except BadMessage as problem:
             return failure_content(Failure("refused", str(problem))), b""
         doors = self._open(call)
@@ -105,27 +103,30 @@ def _answer(answer: Answer) -> tuple[dict[str, Any], bytes]:
     return content, data if len(data) <= IN_ROW else b""
 
 
-def _mapped(path: Path) -> mmap.mmap:
+def _mapped(path: str, whole: str) -> mmap.mmap:
+    """The inputs that came in parts. The service names the file; by now it may have made room for others."""
     try:
         with open(path, "rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            if whole in os.readlink(f"/proc/self/fd/{file.fileno()}"):
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError):
-        raise BadMessage("parts of the inputs are missing; send them first") from None
+        pass
+    raise BadMessage("parts of the inputs are missing; send them first")
 
 
 def serve(connection: socket.socket, site: SiteFolder, study_hash: str) -> None:
     """Answer calls until the service hangs up."""
-    study, incoming = Inbox(site).study(study_hash), Incoming(SiteNetwork(site).incoming)
+    study = Inbox(site).study(study_hash)
     process = StepProcess(site, study) if study is not None else None
     with contextlib.suppress(EOFError, OSError):
         while True:
             content, blob = receive(connection, blob_at_most=CHUNK)
-            whole = content.pop("whole", None)
+            path = content.pop("inputs_file", None)
             if process is None:
                 reply, data = failure_content(Failure("refused", NO_STUDY)), b""
             else:
                 try:
-                    mapped: Any = blob if whole is None else _mapped(incoming.finished(whole))
+                    mapped: Any = blob if path is None else _mapped(path, content["inputs_hash"])
                     reply, data = process.answer(content, mapped)
                 except BadMessage as problem:
                     reply, data = failure_content(Failure("refused", str(problem))), b""

@@ -44,11 +44,14 @@ CALL_FIELDS = (
 
 def call_blob(call: Call, own: Own) -> bytes:
     """The arrays of a call: its inputs, and this site's own."""
-    return pack({"inputs": dict(call.inputs), "each": dict(own.each)})
+    return pack({"inputs": dict(call.inputs), "each": dict(own.each)}) if own.each else call.inputs_packed
 
 
-def read_call(content: Mapping[str, Any], blob: bytes) -> tuple[Call, Own]:
-    """The call and the site's own part. Raises BadMessage for anything that medfed would not write."""
+def read_call(content: Mapping[str, Any], blob: bytes, blob_hash: str = "") -> tuple[Call, Own]:
+    """The call and the site's own part. Raises BadMessage for anything that medfed would not write.
+
+    blob_hash: SHA-256 of the blob where it was verified, so that it isn't worked out again.
+    """
     study, run, step, part = (_text(content, name, 1000) for name in ("study", "run", "step", "part"))
     phase, protection, variant = content.get("phase"), content.get("protection"), content.get("variant")
     roster = content.get("roster")
@@ -77,6 +80,7 @@ def read_call(content: Mapping[str, Any], blob: bytes) -> tuple[Call, Own]:
         variant=variant,
         protection=cast(Protection, protection),
         phase=cast(Phase, phase),
+        inputs_hash="" if each else blob_hash,
     )
     return call, Own(_key(content, "kept"), _key(content, "settled"), each)
 

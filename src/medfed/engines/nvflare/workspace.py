@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medfed.canonical import write_atomically
-from medfed.engines.nvflare.certificates import ADMIN, Pair, private_folder
+from medfed.canonical import private_folder, write_atomically
+from medfed.engines.nvflare.certificates import ADMIN, Pair
 from medfed.engines.nvflare.consortium import CoordinatorAddress
 
 RELAYS = "medfed.engines.nvflare.relay"
