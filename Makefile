@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+NETWORK_STAMP := $(VENV)/.installed-network
 DEV_STAMP := $(VENV)/.installed-dev
 LANG_SHOWN ?= en
 
@@ -16,6 +17,10 @@ $(VENV)/bin/python:
 
 $(STAMP): pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo]'
+	@touch $@
+
+$(NETWORK_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,network]'
 	@touch $@
 
 $(DEV_STAMP): $(STAMP) requirements-dev.txt
