@@ -47,8 +47,7 @@ tries = {
 out = {}
 for name, act in tries.items():
     try:
-        act()
-        out[name] = True
+        out[name] = act() != b""  # some of the system's files are empty to those who may not read them
     except (OSError, StopIteration):
         out[name] = False
 print("RESULT" + json.dumps(out))

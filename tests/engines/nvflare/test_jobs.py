@@ -241,14 +241,20 @@ def test_the_sites_themselves_refuse_code_and_other_classes(credulous: Network, 
         app["custom/evil.py"] = f"open({str(mark)!r}, 'w').write('x')\n\n\nclass Evil:\n    pass\n"
     else:
         app = changed("components", [*APP[CLIENT]["components"], {"id": "evil", "path": "subprocess.Popen", "args": {"args": ["touch", str(mark)]}}])  # fmt: skip
-    before = credulous.log("north")
+    line = "refused what the coordinator's NVFLARE asked for: its files are not those of the dispatcher job"
+    line = (
+        line
+        if role == "project_admin"
+        else "refused what the coordinator's NVFLARE asked for: its description asks for more"
+    )
+    before = credulous.log("north").count(line)
     job, said = submitted(credulous, role, app)
     assert "server: OK" in said  # it was told to accept it
     assert {f"north: {NOT_OUR_JOB}", f"south: {NOT_OUR_JOB}"} <= set(said)
     assert not mark.exists()
     for name in ("north", "south"):
         assert list(credulous.joined.site_network(name).workspace.glob(f"{job}*")) == []
-    assert "refused what the coordinator's NVFLARE asked for" in credulous.log("north")[len(before) :]
+    assert credulous.log("north").count(line) > before
 
 
 @pytest.mark.slow
