@@ -3,11 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-NETWORK_STAMP := $(VENV)/.installed-network
 DEV_STAMP := $(VENV)/.installed-dev
-LANG_SHOWN ?= en
-
 NETWORK_STAMP := $(VENV)/.installed-network
+LANG_SHOWN ?= en
 
 .PHONY: demo demo-network test test-slow check figures format clean
 
@@ -17,10 +15,6 @@ $(VENV)/bin/python:
 
 $(STAMP): pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo]'
-	@touch $@
-
-$(NETWORK_STAMP): $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,network]'
 	@touch $@
 
 $(DEV_STAMP): $(STAMP) requirements-dev.txt

@@ -46,6 +46,7 @@ IDLE_SECONDS = 1800.0
 JOBS_AT_MOST = 32
 STUDIES_AT_MOST = 6
 OFFERED_AT_MOST = 64
+STEP_CONFINEMENT = {"tcp": False}
 STARTS_AGAIN_AFTER = (0.2, 1.0, 3.0, 10.0, 30.0)
 
 
@@ -108,7 +109,7 @@ class _Steps:
                     str(self.network.site.folder.resolve()), self.study, str(theirs.fileno()),
                 ]  # fmt: skip
                 self.process = STARTER.spawn(
-                    command, self.network.log, dict(os.environ), confined={"tcp": False},
+                    command, self.network.log, dict(os.environ), confined=STEP_CONFINEMENT,
                     pass_fds=(theirs.fileno(),), cwd="/",
                 )  # fmt: skip
             self.connection = mine
@@ -405,12 +406,11 @@ class SiteService:
                 str(self.network.workspace.resolve()), "-s", "fed_client.json", "--set", "secure_train=true",
                 f"uid={self.site.name}", "org=medfed", "config_folder=config", "heart_beat_interval=2.0",
             ]  # fmt: skip
-            workspace, run = self.network.workspace.resolve(), self.network.run.resolve()
-            environment = nvflare_environment(run, TMPDIR=str(private_folder(workspace / "tmp")))
-            # It may change its own workspace and read how to reach us; nothing else of the site's folder can be opened.
-            confined = {"write": [str(workspace)], "read": [str(run)], "secret": str(self.site.folder.resolve())}
+            environment = nvflare_environment(
+                self.network.run.resolve(), TMPDIR=str(private_folder(self.network.workspace.resolve() / "tmp"))
+            )
             self.nvflare = STARTER.spawn(
-                command, self.network.folder / "nvflare.log", environment, confined=confined, cwd="/"
+                command, self.network.folder / "nvflare.log", environment, confined=confinement(self.network), cwd="/"
             )
 
     def _write_state(self) -> None:
@@ -442,6 +442,12 @@ class SiteService:
             for steps in list(self.steps.values()):
                 end_tree(steps.process, wait=0.0)
             log.warning("site %s has stopped", self.site.name)
+
+
+def confinement(network: SiteNetwork) -> dict[str, object]:
+    """What NVFLARE's processes keep: their workspace, and how to reach the service. Nothing else of a site's folder."""
+    workspace, run = network.workspace.resolve(), network.run.resolve()
+    return {"write": [str(workspace)], "read": [str(run)], "secret": str(network.site.folder.resolve())}
 
 
 def _hash(content: Mapping[str, Any], name: str) -> str:
