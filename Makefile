@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-NETWORK_STAMP := $(VENV)/.installed-network
 DEV_STAMP := $(VENV)/.installed-dev
+NETWORK_STAMP := $(VENV)/.installed-network
 LANG_SHOWN ?= en
 
 .PHONY: demo demo-network test test-slow check figures format clean
@@ -17,26 +17,26 @@ $(STAMP): pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo]'
 	@touch $@
 
-$(NETWORK_STAMP): $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,network]'
-	@touch $@
-
 $(DEV_STAMP): $(STAMP) requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e tests/plugin
 	@touch $@
 
+$(NETWORK_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,network]'
+	@touch $@
+
 demo: $(STAMP)            ## four hospitals' raw files -> a federated answer and a model back at a hospital
 	$(BIN)/medfed demo --folder demo-output --lang $(LANG_SHOWN)
 
-demo-network: $(NETWORK_STAMP)   ## the same between processes over mutual TLS, with kills in the middle
+demo-network: $(NETWORK_STAMP) ## a coordinator and four sites as processes, killed in the middle, the same bits
 	$(BIN)/medfed demo-network --folder demo-network-output --lang $(LANG_SHOWN)
 
 test: $(DEV_STAMP)        ## the default tests
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-slow: $(DEV_STAMP)   ## kill tests and other slow ones
-	$(BIN)/python -m pytest -n 2 -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
 
 check: $(DEV_STAMP)       ## format, lint, types, layers, links in docs
 	$(BIN)/ruff format --check src tests benchmarks

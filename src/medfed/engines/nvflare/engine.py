@@ -22,12 +22,19 @@ from medfed.engines.facts import Heads, SiteFacts
 from medfed.engines.nvflare.channel import Channel, Unanswered, coordinator_sealer, hash_of, payload_of
 from medfed.engines.nvflare.consortium import Network
 from medfed.engines.nvflare.envelope import Message
-from medfed.engines.nvflare.frames import CHUNK, SWITCH_SECONDS
-from medfed.engines.nvflare.parts import Incoming
-from medfed.engines.nvflare.wire import call_blob, call_content, read_failure
+from medfed.engines.nvflare.frames import CHUNK, SWITCH_SECONDS, BadMessage
+from medfed.engines.nvflare.parts import PARTS_MISSING, Incoming
+from medfed.engines.nvflare.wire import (
+    call_blob,
+    call_content,
+    one_line,
+    read_failure,
+    read_figure,
+    read_number,
+    read_released,
+)
 from medfed.errors import FederationError
 from medfed.federation.call import Answer, Call, Failure, Own, Protection, Waiting
-from medfed.federation.ledger import Released
 from medfed.study import Study
 
 log = logging.getLogger("medfed.engine")
@@ -180,7 +187,7 @@ class Networked:
                 if site not in self._channels:
                     return Failure("unreachable", self._not_a_member(site))
                 failing = failing or time.time()
-                if problem.why == "no dispatcher" and asked.stood_still < STANDS_STILL_AT_MOST:
+                if is_told and problem.why == "no dispatcher" and asked.stood_still < STANDS_STILL_AT_MOST:
                     # Our own side is down: no site is late for that, so the clock stands still meanwhile.
                     lost = time.time() - tried + min(pause, max(left, 0))
                     asked.until, asked.stood_still = asked.until + lost, asked.stood_still + lost
@@ -215,7 +222,10 @@ class Networked:
         if state == "working":
             return None
         if state == "failure":
-            return read_failure(reply.content)
+            failure = read_failure(reply.content)
+            if failure.reason == PARTS_MISSING:  # others' inputs took their place meanwhile: they are sent again
+                raise Unanswered("not verified")
+            return failure
         if state != "answer":
             raise Unanswered("not verified")
         payload, size = payload_of(reply.content)
@@ -265,28 +275,28 @@ class Networked:
             approval = ledger = None
             if standing["state"] == "approved":
                 approval = {
-                    "until": str(standing["until"]),
+                    "until": one_line(standing["until"], 40),
                     "hash": self.study.hash,
-                    "table_version": str(standing["table_version"]),
+                    "table_version": one_line(standing["table_version"], 80),
                 }
             if head := found.get("head"):
                 # Whole as far as this side can see: the site signed this end, or one before it, while it could still be checked.
                 verified = site in heads and heads[site][0].number <= int(head["number"])
                 ledger = {
-                    "rows": int(head["number"]) + 1,
-                    "head": str(head["hash"]),
+                    "rows": read_number(head["number"]) + 1,
+                    "head": one_line(head["hash"], 64),
                     "verified": verified,
-                    "epsilon": float(head["spent"]),
+                    "epsilon": read_figure(head["spent"]),
                 }
             return SiteFacts(
                 title,
-                releases=tuple(Released(**each) for each in found.get("releases", [])),
+                releases=read_released(found.get("releases", [])),
                 approval=approval,
                 ledger=ledger,
-                minimum_cell=int(standing["minimum_cell"]),
+                minimum_cell=read_number(standing["minimum_cell"]),
                 usual_minimum=bool(standing["usual_minimum"]),
             )
-        except (Unanswered, KeyError, TypeError, ValueError):
+        except (Unanswered, BadMessage, KeyError, TypeError, ValueError, AttributeError):
             return SiteFacts(title)
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import mmap
 import os
+import re
 import threading
 import time
 from dataclasses import dataclass, field
@@ -22,10 +23,22 @@ ALL_AT_MOST = 2**33
 KEPT_SECONDS = 24 * 3600.0
 IN_MEMORY = 64 * 2**20
 MEMORY_AT_MOST = 4 * IN_MEMORY
+HELD_AT_MOST = 64
+PARTS_MISSING = "parts of the inputs are missing; send them first"
+
+_HASH = re.compile(r"[0-9a-f]{64}")
 
 
 def part_count(size: int) -> int:
     return -(-size // CHUNK)
+
+
+def _check(whole: object, size: object) -> None:
+    """A name becomes a file's name here, so it is a hash or nothing."""
+    if not (isinstance(whole, str) and _HASH.fullmatch(whole)):
+        raise BadMessage("what is announced is not named by its hash")
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 < size <= WHOLE_AT_MOST:
+        raise BadMessage("what is announced passes the size that is allowed")
 
 
 def read_part(path: Path, index: int) -> bytes:
@@ -59,8 +72,7 @@ class Incoming:
 
     def parts(self, whole: str, size: int) -> list[int]:
         """Which parts are here already; makes room for the file where there is none."""
-        if not 0 < size <= WHOLE_AT_MOST:
-            raise BadMessage("what is announced passes the size that is allowed")
+        _check(whole, size)
         with self._lock:
             here = self._marks_in_memory(whole, size) if size <= IN_MEMORY else self._marks_on_disk(whole, size)
         if len(here) != part_count(size):
@@ -70,9 +82,9 @@ class Incoming:
     def _marks_in_memory(self, whole: str, size: int) -> bytes:
         held = self._held.get(whole)
         if held is None:
-            while sum(other.size for other in self._held.values()) + size > MEMORY_AT_MOST:
+            while sum(h.size for h in self._held.values()) + size > MEMORY_AT_MOST or len(self._held) >= HELD_AT_MOST:
                 self._drop_held(min(self._held, key=lambda name: self._held[name].used))
-            handle = os.memfd_create("medfed", os.MFD_CLOEXEC)
+            handle = os.memfd_create(f"medfed-{whole}", os.MFD_CLOEXEC)
             os.ftruncate(handle, size)
             held = self._held[whole] = _Held(handle, size, bytearray(part_count(size)))
         return bytes(held.marks)
@@ -94,26 +106,29 @@ class Incoming:
 
     def write(self, whole: str, size: int, index: int, data: bytes) -> None:
         """Keep one part; the last one makes the file whole, after its hash was checked. Writing it again is no error."""
-        if index in self.parts(whole, size):
-            return
+        _check(whole, size)
         count = part_count(size)
         expected = CHUNK if index < count - 1 else size - CHUNK * (count - 1)
         if not 0 <= index < count or len(data) != expected:
             raise BadMessage("a part has another place or size than was announced")
+        if index in self.parts(whole, size):
+            return
         if size <= IN_MEMORY:
             self._write_in_memory(whole, index, data)
         else:
             self._write_on_disk(whole, index, data)
 
     def _write_in_memory(self, whole: str, index: int, data: bytes) -> None:
-        held = self._held.get(whole)
-        if held is None:
-            raise BadMessage("too much came in at the same time; it is asked for again")
-        os.pwrite(held.handle, data, index * CHUNK)
-        with self._lock:
+        with self._lock:  # also while bytes are written: none may change after they were found to be what was announced
+            held = self._held.get(whole)
+            if held is None:
+                raise BadMessage("too much came in at the same time; it is asked for again")
+            if held.marks[index]:
+                return
+            os.pwrite(held.handle, data, index * CHUNK)
             held.marks[index] = 1
             held.used = time.monotonic()
-            if all(held.marks) and not held.whole:
+            if all(held.marks):
                 with mmap.mmap(held.handle, held.size, access=mmap.ACCESS_READ) as content:
                     held.whole = hashlib.sha256(content).hexdigest() == whole
                 if not held.whole:
@@ -121,20 +136,17 @@ class Incoming:
                     raise BadMessage("what came in parts is not what was announced; it is asked for again")
 
     def _write_on_disk(self, whole: str, index: int, data: bytes) -> None:
-        handle = os.open(self._file(whole), os.O_WRONLY)
-        try:
-            os.pwrite(handle, data, index * CHUNK)
-        finally:
-            os.close(handle)
         with self._lock:
-            if (self.folder / whole).exists():
+            marks = self._map(whole)
+            if not marks.exists() or marks.read_bytes()[index : index + 1] != b"\0":
                 return
-            mark = os.open(self._map(whole), os.O_WRONLY)
-            try:
-                os.pwrite(mark, b"\1", index)
-            finally:
-                os.close(mark)
-            if b"\0" not in self._map(whole).read_bytes():
+            for path, content, at in ((self._file(whole), data, index * CHUNK), (marks, b"\1", index)):
+                handle = os.open(path, os.O_WRONLY)
+                try:
+                    os.pwrite(handle, content, at)
+                finally:
+                    os.close(handle)
+            if b"\0" not in marks.read_bytes():
                 self._finish(whole)
 
     def _finish(self, whole: str) -> None:
@@ -150,12 +162,13 @@ class Incoming:
 
     def finished(self, whole: str) -> Path:
         """The whole file, to be opened while this process lives. BadMessage where parts are missing."""
+        _check(whole, 1)
         held = self._held.get(whole)
         if held is not None and held.whole:
             return Path(f"/proc/{os.getpid()}/fd/{held.handle}")
         path = self.folder / whole
         if not path.exists():
-            raise BadMessage("parts of the inputs are missing; send them first")
+            raise BadMessage(PARTS_MISSING)
         os.utime(path)
         return path
 
@@ -170,14 +183,23 @@ class Incoming:
         os.close(self._held.pop(whole).handle)
 
     def _tidy(self, coming: int) -> None:
-        """Remove what is a day old; refuse more than the folder may hold."""
-        held = 0
+        """Remove what is a day old, then whole files that were used longest ago; refuse what still finds no room."""
+        held, whole = 0, []
         for entry in os.scandir(self.folder):
             with contextlib.suppress(FileNotFoundError):
-                if time.time() - entry.stat().st_mtime > KEPT_SECONDS:
+                found = entry.stat()
+                if time.time() - found.st_mtime > KEPT_SECONDS:
                     os.unlink(entry.path)
-                else:
-                    held += entry.stat().st_size
+                    continue
+                held += found.st_size
+                if _HASH.fullmatch(entry.name):
+                    whole.append((found.st_mtime, found.st_size, entry.path))
+        for _, size, path in sorted(whole):
+            if held + coming <= ALL_AT_MOST:
+                break
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)  # who reads it has it open
+            held -= size
         if held + coming > ALL_AT_MOST:
             raise BadMessage("too much has come in that was not used; try again later")
 
