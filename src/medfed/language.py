@@ -28,6 +28,7 @@ _PACKAGE = Path(__file__).parent
 _CONSTANTS_IN = (
     "applications/network/party.py",
     "applications/network/walkthrough.py",
+    "engines/nvflare/certificates.py",
     "engines/nvflare/coordinator_service.py",
     "engines/nvflare/engine.py",
     "engines/nvflare/guard.py",

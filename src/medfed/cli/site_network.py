@@ -174,7 +174,9 @@ def status(folder: Folder, lang: Language = "en", json: AsJson = False) -> None:
         out.print(_("The service is running."))
         heard, ago = found["heard"], time.time() - found["heard"]
         say(_("Coordinator last heard: {when}"), when=clock_time(heard) if heard else _("not yet"))
-        if not heard or ago > LONG_SILENCE:
+        if found["why"]:
+            say(_("It can't connect: {why}"), why=_(found["why"]))
+        elif not heard or ago > LONG_SILENCE:
             say(
                 _("It is not connected now; `medfed site preflight {folder}` says what stands in the way."),
                 folder=folder,

@@ -70,7 +70,8 @@ def _site(name: str, member: dict[str, Any], seen: dict[str, Any] | None) -> Sit
 
 
 def site_standing(site: Path) -> dict[str, Any]:
-    """How a site's own service stands: joined, halted, served, heard (unix seconds or 0), working (since when or None)."""
+    """How a site's own service stands: joined, halted, served, heard (unix seconds or 0), working (since when or None),
+    why (a sentence, where it can't connect)."""
     network = site / "network"
     served = _is_held(network / "run" / "service.lock")
     state: dict[str, Any] = {}
@@ -88,6 +89,7 @@ def site_standing(site: Path) -> dict[str, Any]:
         "nvflare": bool(state.get("nvflare")),
         "heard": float(state.get("heard", 0.0)),
         "working": state.get("working"),
+        "why": str(state.get("why") or ""),
     }
 
 

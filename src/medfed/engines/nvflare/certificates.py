@@ -23,6 +23,11 @@ from medfed.errors import FederationError
 ROOT_DAYS = 3650
 ADMIN = "coordinator@medfed.local"
 
+# Why a site can't connect with what it holds.
+NOT_WHOLE = "certificate, key and root are damaged or don't belong together; ask the coordinator for a new kit"
+NOT_BEGUN = "the certificate is valid from {begin} on; compare this machine's clock"
+ENDED = "the certificate ended on {end}; ask the coordinator for a new kit"
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -130,10 +135,10 @@ def belongs_together(certificate: bytes, key: bytes, root: bytes, name: str) -> 
 def why_unusable(certificate: bytes, key: bytes, root: bytes, name: str, at: datetime | None = None) -> str:
     """Why a site can't connect with what it holds, for its log; "" where it can. NVFLARE's own client would wait for ever."""
     if not belongs_together(certificate, key, root, name):
-        return "certificate, key and root are damaged or don't belong together; ask the coordinator for a new kit"
+        return NOT_WHOLE
     found, when = x509.load_pem_x509_certificate(certificate), at or datetime.now(UTC)
     if when < found.not_valid_before_utc:
-        return f"the certificate is valid from {found.not_valid_before_utc:%Y-%m-%d %H:%M} UTC; compare this machine's clock"
+        return NOT_BEGUN.format(begin=f"{found.not_valid_before_utc:%Y-%m-%d %H:%M} UTC")
     if when > found.not_valid_after_utc:
-        return f"the certificate ended on {found.not_valid_after_utc:%Y-%m-%d}; ask the coordinator for a new kit"
+        return ENDED.format(end=f"{found.not_valid_after_utc:%Y-%m-%d}")
     return ""
