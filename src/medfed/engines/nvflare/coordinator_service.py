@@ -44,6 +44,19 @@ FIRST_JOB_WAITS = 6.0
 AGAIN_AFTER = (0.0, 20.0, 60.0, 300.0, 900.0)  # seconds until the job is replaced for the same site again
 HEARTBEAT_FRESH = 12.0
 
+NOT_YET = "the site has not connected yet"
+NOT_CONNECTED = "the site is not connected to the coordinator"
+JOINS = "the site is connected; the dispatcher is being started with it"
+# What a person is told of a site that is away, by how it failed.
+AWAY = {
+    "silent": "the site does not answer",
+    "gone": "the site's service is not running or not reachable",
+    "no dispatcher": "the dispatcher is being started",
+    "not in the dispatcher": NOT_CONNECTED,
+    "not verified": "what the site answers is not signed with the key that is bound to its name",
+    "refused": "the site does not accept the coordinator's messages; compare clocks and versions",
+}
+
 
 @dataclass
 class SiteState:
@@ -51,7 +64,7 @@ class SiteState:
 
     state: str = "away"
     since: float = field(default_factory=time.time)
-    why: str = "the site has not connected yet"
+    why: str = NOT_YET
     medfed: str = ""
     package: str = ""
     working: float | None = None
@@ -111,9 +124,9 @@ class CoordinatorService:
                 state.failing = state.failing or time.time()
                 connected = time.time() - self.registered.get(name, 0.0) < HEARTBEAT_FRESH
                 if connected:
-                    state.become("joining", "the site is connected; the dispatcher is being started with it")
+                    state.become("joining", JOINS)
                 else:
-                    state.become("away", "the site is not connected to the coordinator")
+                    state.become("away", NOT_CONNECTED)
             elif name not in self._pinging:
                 self._pinging.add(name)
                 threading.Thread(target=self._ping, args=(name, member.public_key), daemon=True).start()
@@ -127,7 +140,7 @@ class CoordinatorService:
         except Unanswered as problem:
             state.failing = state.failing or time.time()
             if time.time() - state.failing > 2.0:
-                state.become("away", _AWAY.get(problem.why, "the site does not answer"))
+                state.become("away", AWAY.get(problem.why, AWAY["silent"]))
         else:
             state.failing = 0.0
             if content.get("state") == "failure":
@@ -240,7 +253,8 @@ class CoordinatorService:
         if self._server_runs() and not stale:
             return
         if self.server is not None:
-            log.warning("NVFLARE's server %s; it is started again", "does not answer" if stale else "ended")
+            how = f"ended ({self.server.poll()})" if self.server.poll() is not None else "does not answer"
+            log.warning("NVFLARE's server %s; it is started again", how)
         end_tree(self.server, wait=0.5)
         if self.job_process:
             with contextlib.suppress(OSError):
@@ -323,16 +337,6 @@ class CoordinatorService:
             self.network.relay.unlink(missing_ok=True)
             self.network.state_path.unlink(missing_ok=True)
             log.warning("the coordinator's service has stopped")
-
-
-_AWAY = {
-    "silent": "the site does not answer",
-    "gone": "the site's service is not running or not reachable",
-    "no dispatcher": "the dispatcher is being started",
-    "not in the dispatcher": "the site is not connected to the coordinator",
-    "not verified": "what the site answers is not signed with the key that is bound to its name",
-    "refused": "the site does not accept the coordinator's messages; compare clocks and versions",
-}
 
 
 def _alive(process: int) -> bool:

@@ -4,6 +4,7 @@ A site's answer is asked for in short questions, so that it is known at every mo
 away; whatever breaks in between, the same question is asked again, and the site gives the bytes that it has sealed.
 """
 
+import contextlib
 import json
 import logging
 import queue
@@ -22,7 +23,7 @@ from medfed.engines.nvflare.channel import Channel, Unanswered, coordinator_seal
 from medfed.engines.nvflare.consortium import Network
 from medfed.engines.nvflare.envelope import Message
 from medfed.engines.nvflare.frames import CHUNK, SWITCH_SECONDS, BadMessage
-from medfed.engines.nvflare.parts import Incoming
+from medfed.engines.nvflare.parts import PARTS_MISSING, Incoming
 from medfed.engines.nvflare.wire import (
     call_blob,
     call_content,
@@ -32,6 +33,7 @@ from medfed.engines.nvflare.wire import (
     read_number,
     read_released,
 )
+from medfed.errors import FederationError
 from medfed.federation.call import Answer, Call, Failure, Own, Protection, Waiting
 from medfed.study import Study
 
@@ -53,6 +55,12 @@ WHY = {
     "not verified": "what came back could not be verified",
     "refused": "the site did not accept the message; its clock, kit or version may be off",
 }
+NOT_INVITED = "the site was not invited into this consortium"
+REMOVED = "the site was removed"
+NOT_JOINED = "the site has a kit but has not joined yet"
+NOT_ASKED = "the coordinator could not ask the site"
+STILL_WORKING = "the site was still working when the deadline ({minutes} min) had passed"
+STILL_AWAY = "{why}, and the deadline ({minutes} min) has passed"
 
 
 @dataclass
@@ -73,7 +81,7 @@ class Networked:
     def __init__(self, consortium: Path, study: Study) -> None:
         self.network = Network(consortium)
         self.study = study
-        self.members = self.network.members()
+        self.members, self._roster_written = self.network.members(), 0
         self.sites = tuple(study.sites.invited)
         self.on_wait: Callable[[Waiting], None] = lambda waiting: None
         self._sealer = coordinator_sealer(self.network.keys, self.network.identity())
@@ -108,6 +116,7 @@ class Networked:
         shared = call_content(call)
         common = call_blob(call, Own()) if not any(mine.each for mine in own.values()) else None
         known = call.inputs_digest if common is not None else ""
+        self._leave_out_the_removed()
         for site, mine in own.items():
             if site not in self._channels:
                 answers.put((site, Failure("unreachable", self._not_a_member(site))))
@@ -125,11 +134,21 @@ class Networked:
                 (self._away.add if late else self._away.discard)(site)
             yield site, answer
 
+    def _leave_out_the_removed(self) -> None:
+        """A site that was taken off the roster is asked nothing more, also in a run that is under way."""
+        with contextlib.suppress(FederationError, OSError):  # damaged in mid-run: as it was known before
+            written = self.network.roster_path.stat().st_mtime_ns
+            if written != self._roster_written:
+                self.members, self._roster_written = self.network.members(), written
+        for site in [s for s in list(self._channels) if s not in self.members or self.members[s].state != "joined"]:
+            with contextlib.suppress(KeyError):  # another thread was first
+                self._channels.pop(site).close()
+
     def _not_a_member(self, site: str) -> str:
         member = self.members.get(site)
         if member is None:
-            return "the site was not invited into this consortium"
-        return "the site was removed" if member.state == "removed" else "the site has a kit but has not joined yet"
+            return NOT_INVITED
+        return REMOVED if member.state == "removed" else NOT_JOINED
 
     def _ask(
         self,
@@ -141,10 +160,11 @@ class Networked:
         answers: "queue.SimpleQueue[Any]",
     ) -> None:
         try:
-            answers.put((site, self._until_answered(self._channels[site], content, blob, blob_hash, asked)))
+            line = self._channels[site]
+            answers.put((site, self._until_answered(line, content, blob, blob_hash, asked)))
         except BaseException as problem:  # the iterator must hear of every site, whatever happens here
             log.exception("site %s could not be asked", site)
-            answers.put((site, Failure("failed", "the coordinator could not ask the site")))
+            answers.put((site, Failure("failed", NOT_ASKED)))
             if not isinstance(problem, Exception):
                 raise
 
@@ -152,6 +172,7 @@ class Networked:
         self, line: Channel, content: dict[str, Any], blob: bytes, blob_hash: str, asked: _Asked
     ) -> Answer | Failure:
         site, failing, pause = line.site, 0.0, AGAIN_AFTER
+        is_told = content["phase"] != "head"  # a ledger's end is asked for beside the run, which does not wait for it
         while not self._closing.is_set():
             tried = time.time()
             left = asked.until - tried
@@ -162,26 +183,31 @@ class Networked:
                     line, content, blob, blob_hash, wait=min(LONG_POLL, left), patience=min(PATIENCE, left + 3)
                 )
             except Unanswered as problem:
+                self._leave_out_the_removed()
+                if site not in self._channels:
+                    return Failure("unreachable", self._not_a_member(site))
                 failing = failing or time.time()
-                if problem.why == "no dispatcher" and asked.stood_still < STANDS_STILL_AT_MOST:
+                if is_told and problem.why == "no dispatcher" and asked.stood_still < STANDS_STILL_AT_MOST:
                     # Our own side is down: no site is late for that, so the clock stands still meanwhile.
                     lost = time.time() - tried + min(pause, max(left, 0))
                     asked.until, asked.stood_still = asked.until + lost, asked.stood_still + lost
-                why = self._explain(site, problem.why)
-                self.on_wait(Waiting(site, "away", failing, why, asked.until))
+                why, since = self._explain(site, problem.why)
+                if is_told:
+                    self.on_wait(Waiting(site, "away", min(since or failing, failing), why, asked.until))
                 self._closing.wait(min(pause, max(left, 0)))
                 pause = min(2 * pause, 1.0)
                 continue
             failing, pause = 0.0, AGAIN_AFTER
             if found is None:
                 asked.worked = True
-                self.on_wait(Waiting(site, "working", asked.since, "", asked.until))
+                if is_told:
+                    self.on_wait(Waiting(site, "working", asked.since, "", asked.until))
                 continue
             return found
         minutes = f"{self.study.sites.deadline_seconds / 60:g}"
         if asked.worked:
-            return Failure("late", f"the site was still working when the deadline of {minutes} minutes had passed")
-        return Failure("unreachable", f"{self._last(site)}, and the deadline of {minutes} minutes has passed")
+            return Failure("late", STILL_WORKING.format(minutes=minutes))
+        return Failure("unreachable", STILL_AWAY.format(why=self._last(site), minutes=minutes))
 
     def _one_question(
         self, line: Channel, content: dict[str, Any], blob: bytes, blob_hash: str, *, wait: float, patience: float
@@ -196,7 +222,10 @@ class Networked:
         if state == "working":
             return None
         if state == "failure":
-            return read_failure(reply.content)
+            failure = read_failure(reply.content)
+            if failure.reason == PARTS_MISSING:  # others' inputs took their place meanwhile: they are sent again
+                raise Unanswered("not verified")
+            return failure
         if state != "answer":
             raise Unanswered("not verified")
         payload, size = payload_of(reply.content)
@@ -207,18 +236,18 @@ class Networked:
             raise Unanswered("not verified")
         return Answer(data)
 
-    def _explain(self, site: str, why: str) -> str:
-        """Our sentence, or a better one that the coordinator's service has."""
-        text = WHY[why]
+    def _explain(self, site: str, why: str) -> tuple[str, float]:
+        """Our sentence, or a better one that the coordinator's service has, with the time since when (0: not known)."""
+        text, since = WHY[why], 0.0
         if why in ("not in the dispatcher", "silent", "gone"):
             try:
                 known = json.loads(self.network.state_path.read_text())["sites"][site]
                 if known.get("state") == "away":
-                    text = str(known["why"])
-            except (OSError, ValueError, KeyError):
+                    text, since = str(known["why"]), float(known["since"])
+            except (OSError, ValueError, KeyError, TypeError):
                 pass
         self._reasons[site] = text
-        return text
+        return text, since
 
     def _last(self, site: str) -> str:
         return self._reasons.get(site, WHY["silent"])

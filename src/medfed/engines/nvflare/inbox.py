@@ -99,6 +99,8 @@ class Inbox:
     def find(self, name: str) -> Proposal:
         """The one proposal whose hash or name begins with ``name``. PolicyViolation where it is none or several."""
         found = [p for p in self.proposals() if p.study.hash.startswith(name) or p.study.name == name]
+        if not any(self.folder.glob("*.json")):
+            raise PolicyViolation(f"{self.folder} is empty: no study was proposed to this site yet")
         if len(found) != 1:
             known = ", ".join(f"{p.study.name} {p.study.hash[:8]}" for p in found or self.proposals()) or "none"
             raise PolicyViolation(f"{name!r} names {len(found)} proposals of the inbox; name one by its hash: {known}")

@@ -29,7 +29,7 @@ from medfed.engines.nvflare.envelope import COORDINATOR, Fresh, Message, Sealer
 from medfed.engines.nvflare.frames import CHUNK, SWITCH_SECONDS, BadMessage, listen, parse, receive, send
 from medfed.engines.nvflare.inbox import Inbox
 from medfed.engines.nvflare.join import SiteNetwork
-from medfed.engines.nvflare.parts import Incoming, read_part
+from medfed.engines.nvflare.parts import PARTS_MISSING, Incoming, read_part
 from medfed.engines.nvflare.processes import ServiceLock, end_tree, nvflare_environment, spawn
 from medfed.engines.nvflare.reasons import NO_STUDY, NOT_ANSWERED, STEP_ENDED
 from medfed.engines.nvflare.wire import CALL_FIELDS, failure_content, is_hash, one_line
@@ -74,13 +74,24 @@ class _Steps:
         self.used = time.monotonic()
 
     def answer(self, content: Mapping[str, Any], blob: bytes) -> tuple[dict[str, Any], bytes]:
-        """One call after another. A process that ends under a call is started again, once."""
-        with self.lock:
+        """One call after another. A process that ends under a call is started again, once.
+
+        Inputs that came in parts are handed over as an open file: the process may open none of ours.
+        """
+        path = content.get("inputs_file")
+        asked = {name: value for name, value in content.items() if name != "inputs_file"} | {"file": path is not None}
+        with self.lock, contextlib.ExitStack() as opened:
+            try:
+                files = [opened.enter_context(open(path, "rb"))] if path is not None else []
+            except OSError:
+                return failure_content(Failure("refused", PARTS_MISSING)), b""
             for _ in range(2):
                 self.used = time.monotonic()
                 try:
                     connection = self._connected()
-                    send(connection, content, blob)
+                    send(connection, asked, blob)
+                    if files:
+                        socket.send_fds(connection, [b"F"], [files[0].fileno()])
                     return receive(connection)
                 except (OSError, EOFError, BadMessage):
                     log.warning("the process of study %s ended", self.study[:16])
