@@ -59,6 +59,14 @@ def test_parts_of_another_place_size_or_content_leave_nothing(incoming: Incoming
     assert incoming._held == {}
 
 
+def test_a_part_that_was_on_its_way_when_all_were_there_changes_nothing(incoming: Incoming) -> None:
+    whole = hashlib.sha256(b"12345").hexdigest()
+    incoming.write(whole, 5, 0, b"12345")
+    late = incoming._write_in_memory if incoming._held else incoming._write_on_disk
+    late(whole, 0, b"54321")
+    assert incoming.finished(whole).read_bytes() == b"12345"
+
+
 def test_what_was_found_to_be_what_was_announced_never_changes(incoming: Incoming) -> None:
     """Two kinds of one part are sent by many threads at a time: what is whole is what its name says, every time."""
     good, bad = b"g" * 50_000, b"b" * 50_000
