@@ -74,7 +74,7 @@ def started(folder: Path) -> "subprocess.Popen[bytes]":
                 statuses = status_of(folder / "coordinator")
             except FederationError:  # its tables are being made
                 statuses = []
-            if statuses and statuses[0].calls_journaled >= 3:
+            if statuses and statuses[0].calls_journaled >= 1:
                 process.send_signal(signal.SIGSTOP)
                 return process
         try:
