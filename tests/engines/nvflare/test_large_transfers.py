@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import socket
 import threading
 import time
 from pathlib import Path
@@ -98,22 +99,28 @@ def test_what_was_found_to_be_what_was_announced_never_changes(incoming: Incomin
         incoming.drop(whole)
 
 
-def test_a_file_that_made_room_for_another_is_not_taken_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The study's process opens what the service named a moment ago; under that number may lie something else by now."""
+def handed(path: Path, whole: str) -> bytes:
+    """What the study's process takes from the service: an open file, if it is the one that was announced."""
+    mine, theirs = socket.socketpair()
+    with mine, theirs, open(path, "rb") as file:
+        socket.send_fds(mine, [b"F"], [file.fileno()])
+        return bytes(_mapped(theirs, whole)[:])
+
+
+def test_a_file_that_made_room_for_another_is_not_taken_for_it(tmp_path: Path) -> None:
+    """The service hands over what it named a moment ago; under that number may lie something else by now."""
     incoming = Incoming(tmp_path)
     first, second = (hashlib.sha256(data).hexdigest() for data in (b"first", b"second"))
     incoming.write(first, 5, 0, b"first")
     path = incoming.finished(first)
-    assert _mapped(str(path), first)[:] == b"first"
+    assert handed(path, first) == b"first"
     incoming.drop(first)
     incoming.write(second, 6, 0, b"second")
     assert incoming.finished(second) == path  # the same number again
-    with pytest.raises(BadMessage, match="missing"):
-        _mapped(str(path), first)
     (tmp_path / "secret").write_text("a key")
-    for other in (tmp_path / "secret", Path("/etc/hostname"), tmp_path / "nowhere", tmp_path):
+    for other in (path, tmp_path / "secret", Path("/etc/hostname")):
         with pytest.raises(BadMessage, match="missing"):
-            _mapped(str(other), first)
+            handed(other, first)
 
 
 def test_files_that_come_in_are_bounded_and_old_ones_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
