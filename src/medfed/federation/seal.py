@@ -15,6 +15,7 @@ from medfed.errors import FederationError, LedgerError
 from medfed.federation.blobs import BlobFolder
 from medfed.federation.call import Answer, Call, Failure, Own
 from medfed.federation.ledger import Durability, Head, heads_of, open_store, row_hash
+from medfed.federation.openings import Openings, Rows
 from medfed.federation.step import Step
 
 _ROUNDS_BETWEEN_PRUNING = 16
@@ -32,6 +33,7 @@ class SiteStore:
         )
         self.blobs.drop_all_but({file for (file,) in named})
         self.new_cohort = False
+        self.openings = Openings(self.db)
         self._heads = heads_of(self.db)
         self._heads_at = self.version()
         self._kept: dict[tuple[str, str, str], Mapping[str, Any]] = {}
@@ -214,8 +216,11 @@ class SiteStore:
         budgets: Mapping[str, float],
         cohorts: Mapping[str, View],
         opened: Mapping[str, tuple[str, str]],
+        alone: Mapping[str, Rows],
     ) -> set[str] | None:
         """Make answers final in one transaction; returns the sites whose budget could not hold the cost (not sealed).
+
+        alone: of the sites whose answers are seen by themselves, what they are about.
 
         None, and nothing done, where another process has sealed under this key since it was looked up.
 
@@ -271,6 +276,7 @@ class SiteStore:
                     ],
                 )
             self._record(call, sealed, local, names, number, cohorts, new_cohorts, opened)
+            self.openings.record_own({site: rows for site, rows in alone.items() if site in sealed}, at)
             self._prune(call)
             db.execute("commit")
         except sqlite3.Error as problem:
@@ -285,6 +291,7 @@ class SiteStore:
                 db.execute("rollback")
             raise
         self._remember(call, step, names, sealed, heads, keep, own, cohorts, opened)
+        self.openings.own_recorded(alone)
         return over
 
     def _record(

@@ -56,6 +56,7 @@ class Networked:
     """Carries calls to the sites of a network. ``on_wait`` is told when a site is not simply answering."""
 
     protections: tuple[Protection, ...] = ("plain",)
+    roster: Mapping[str, str] = {}
 
     def __init__(self, consortium: Path, study: Study) -> None:
         self.network = Network(consortium)
