@@ -123,7 +123,7 @@ class SecureSums:
         """The sites to ask: all that have sealed, or those of the totals so far, where one more or less would be given away."""
         earlier, visible = self._earlier()
         chosen = sealed
-        if given_away(sealed, earlier, visible=visible):
+        if earlier and given_away(sealed, earlier, visible=visible):
             within = [names for names in earlier if names <= set(sealed)]
             if not within:
                 raise FederationError(_missing(step.name, earlier[-1] - set(sealed), failures))
