@@ -98,7 +98,13 @@ def engine_of(
     sites = list(study.sites.invited)
     method = options.pop("method", None) or find_method(study)
     return what_if(
-        folder, synthetic_tables(study, rows, seed=seed), study, [method], policy=policy, keys=fixed_keys(sites), **options
+        folder,
+        synthetic_tables(study, rows, seed=seed),
+        study,
+        [method],
+        policy=policy,
+        keys=fixed_keys(sites),
+        **options,
     )
 
 

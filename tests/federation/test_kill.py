@@ -127,7 +127,9 @@ def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path: Path, method: str) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("method", "late"), [(m, late) for m in ("newton", "scaffold") for late in ("no", "drawn")] + [("study", "no"), ("secure-newton", "no"), ("secure-scaffold", "no"), ("secure-study", "no")]
+    ("method", "late"),
+    [(m, late) for m in ("newton", "scaffold") for late in ("no", "drawn")]
+    + [("study", "no"), ("secure-newton", "no"), ("secure-scaffold", "no"), ("secure-study", "no")],
 )
 def test_fifty_kills(tmp_path: Path, method: str, late: str) -> None:
     done, where = kill_run(tmp_path, method, late, 50, seed=11)

@@ -119,7 +119,9 @@ def test_a_site_lost_after_the_count_stops_the_run_which_then_goes_on(tmp_path: 
     wanted = run(tmp_path / "quiet" / "c", quiet, study)
     engine, _ = engine_of(tmp_path / "s", study)
     silence = Silence({"c"}, stage, units=False, skip=2)
-    with pytest.raises(FederationError, match="c took part in the totals so far and is missing now .c unreachable: no conn"):
+    with pytest.raises(
+        FederationError, match="c took part in the totals so far and is missing now .c unreachable: no conn"
+    ):
         run(tmp_path / "c", Proxy(engine, silence), study)
     result = run(tmp_path / "c", engine, study)
     assert result["sites"] == SITES
@@ -209,5 +211,7 @@ def test_a_door_that_starts_anew_voids_the_attempt_and_a_fresh_one_follows(
     result = run(tmp_path / "c", engine, study)
     assert (np.asarray(result["coefficients"]) == np.asarray(wanted["coefficients"])).all()
     assert result["sites"] == SITES
-    sets = engine.engine.doors[0].store.db.execute("select site, key, count(*) from opening group by 1, 2 having count(*)>1")
+    sets = engine.engine.doors[0].store.db.execute(
+        "select site, key, count(*) from opening group by 1, 2 having count(*)>1"
+    )
     assert sets.fetchall() == []

@@ -36,7 +36,9 @@ ENOUGH_CALLS = "the site has answered as many calls of this study as it approved
 OVER_BUDGET = "the answer would cost more epsilon than the site has left"
 SUMS_IN_PLAIN = "this site sums in plain; a call that says otherwise is not answered"
 SUMS_SECURELY = "sums of this study are secure at this site; a plain one is not answered"
-STRANGER = "the roster has a site, or a key of one, that this site did not approve; approve again with the roster as it is"
+STRANGER = (
+    "the roster has a site, or a key of one, that this site did not approve; approve again with the roster as it is"
+)
 
 
 @dataclass(frozen=True)
@@ -315,7 +317,13 @@ class Admission:
         view = self.execution.view(site, call.part)
         atoms = [access.table.on(part).pseudonyms for part in Layout(self.study, 1).parts()]
         return gate.judge_rows(
-            access.table.on("all"), view, self.study, access.policy, call.protection, self.store.cohorts(site, view), atoms
+            access.table.on("all"),
+            view,
+            self.study,
+            access.policy,
+            call.protection,
+            self.store.cohorts(site, view),
+            atoms,
         )
 
     @staticmethod

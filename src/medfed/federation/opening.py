@@ -29,6 +29,17 @@ def secure_roster(study: Study, keys: Mapping[str, str]) -> dict[str, str]:
     return known if study.privacy.sums == "strongest" and len(known) >= MINIMUM_SITES else {}
 
 
+PLAIN_ASKED = "the study asks for sums in plain"
+PLAIN_FEW = "secure sums need at least three sites whose keys every site has approved: of two, each would learn the other's terms"
+
+
+def why_plain(study: Study, roster: Mapping[str, str]) -> str | None:
+    """Why sums of a study are plain over these sites; None where they are secure."""
+    if study.privacy.sums == "plain":
+        return PLAIN_ASKED
+    return None if secure_roster(study, roster) else PLAIN_FEW
+
+
 def approved_roster(approvals: Iterable[Approval | None]) -> dict[str, str]:
     """The sites, and their keys, that every standing approval names alike."""
     rosters = [approval.roster for approval in approvals if approval is not None]

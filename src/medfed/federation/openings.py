@@ -12,9 +12,7 @@ from medfed.errors import LedgerError, PrivacyError
 from medfed.privacy import given_away
 
 GIVES_AWAY = "a total over these sites, beside an earlier one, would give away the terms of one or two of them"
-SHOWS_OTHERS = (
-    "figures of this site alone would show those of one or two others, which take part in a total and are not to be seen"
-)
+SHOWS_OTHERS = "figures of this site alone would show those of one or two others, which take part in a total and are not to be seen"
 TOTALS_FIRST = "figures of single sites are given after the totals that they stand beside, and none is open yet"
 VISIBLE, SEEN = "v", "s"
 
@@ -57,7 +55,9 @@ def flags_of(word: str) -> str:
 
 def is_same_table(one: str, other: str) -> bool:
     """Whether two words of a site differ at most in what was seen of its terms."""
-    return one.partition(":")[0] == other.partition(":")[0] and (VISIBLE in flags_of(one)) == (VISIBLE in flags_of(other))
+    return one.partition(":")[0] == other.partition(":")[0] and (VISIBLE in flags_of(one)) == (
+        VISIBLE in flags_of(other)
+    )
 
 
 class Openings:

@@ -98,10 +98,10 @@ class SecureSums:
                 self._forget(call, roster, count.sites)
                 continue
             counted = found.survivors
-            return Opened(
-                found.total, counted, {s: f for s, f in sorted(failures.items()) if s not in counted}
-            )
-        raise FederationError(f"{_name(step.name)}: sites came and went too often to open the total; `medfed resume` asks again")
+            return Opened(found.total, counted, {s: f for s, f in sorted(failures.items()) if s not in counted})
+        raise FederationError(
+            f"{_name(step.name)}: sites came and went too often to open the total; `medfed resume` asks again"
+        )
 
     # -- what is sealed, and over whom it may be opened ----------------------------------------------------------------
 
@@ -147,9 +147,7 @@ class SecureSums:
 
     # -- counts, then the sum ------------------------------------------------------------------------------------------
 
-    def _units(
-        self, call: Call, roster: Roster, sites: tuple[str, ...], failures: dict[str, Failure]
-    ) -> SignedCount:
+    def _units(self, call: Call, roster: Roster, sites: tuple[str, ...], failures: dict[str, Failure]) -> SignedCount:
         """The signed count of units over these sites: the one that is kept, or a new one, which some of them may miss."""
         layout = Layout(self.study, len(roster.sites))
         question = layout.question(roster.digest)

@@ -40,7 +40,9 @@ IntArray = NDArray[np.int64]
 
 OTHER_QUESTION = "another question was already answered under this call"
 NOT_SEALED = "nothing is sealed under this call, so there is nothing to open"
-ATTEMPT_VOID = "the site holds no keys of this attempt to open the sum: it has started anew, or a later attempt has begun"
+ATTEMPT_VOID = (
+    "the site holds no keys of this attempt to open the sum: it has started anew, or a later attempt has begun"
+)
 _ATTEMPTS_KEPT = 16
 
 
@@ -169,9 +171,7 @@ class SecureSites:
 
     # -- what has to hold before anything is masked ------------------------------------------------------------------
 
-    def _judge(
-        self, site: str, call: Call, step: Step, roster: Roster, attempt: _Attempt
-    ) -> tuple[SignedCount, Units]:
+    def _judge(self, site: str, call: Call, step: Step, roster: Roster, attempt: _Attempt) -> tuple[SignedCount, Units]:
         """The signed count of units, once all rules for counts hold on it. Raises PolicyViolation or PrivacyError."""
         assert call.opening is not None
         shown = call.opening.shown

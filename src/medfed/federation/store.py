@@ -179,7 +179,8 @@ class RunnerStore:
     def opened_sets(self, study: str) -> list[tuple[frozenset[str], set[str]]]:
         """Every set over which something of a study was or may have been opened, and whose terms may be seen; oldest first."""
         rows = self.db.execute(
-            "select sites, visible from opening where study=? and sites<>'' group by sites, visible order by max(id)", (study,)
+            "select sites, visible from opening where study=? and sites<>'' group by sites, visible order by max(id)",
+            (study,),
         )
         return [(frozenset(sites.split()), set(visible.split())) for sites, visible in rows]
 
