@@ -13,8 +13,8 @@ from medfed_test_plugin import hostile
 from medfed.data.table import StudyTable
 from medfed.engines.what_if import what_if
 from medfed.federation import gate
-from medfed.federation.call import Answer, Call, Failure, Own
 from medfed.federation.admission import ENOUGH_CALLS, NOT_APPROVED_STEP, PACKAGE_CHANGED, TOO_MANY_MODELS
+from medfed.federation.call import Answer, Call, Failure, Own
 from medfed.federation.door import OTHER_QUESTION, Doors
 from medfed.federation.execution import STEP_RAISED
 from medfed.federation.packages import find_method, step_name

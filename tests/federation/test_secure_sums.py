@@ -5,17 +5,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from consortium import fixed_keys, synthetic_study, synthetic_tables
+from consortium import synthetic_study
 from secure_faults import GONE, OPEN, ROWS, SITES, STAGES, Proxy, Silence, engine_of, run, stage_of, study_of
 
 from medfed.canonical import unpack
 from medfed.engines.embedded import Embedded
-from medfed.engines.what_if import what_if
 from medfed.errors import FederationError
 from medfed.evaluation.study_run import StudyRun
-from medfed.federation.call import Answer, Call, Failure
+from medfed.federation.call import Answer, Call
 from medfed.federation.ledger import verify_ledger
-from medfed.federation.packages import find_method
 from medfed.federation.policy import Policy
 from medfed.federation.units import UNITS
 
@@ -99,7 +97,7 @@ def test_units_are_counted_once_for_all_sums(tmp_path: Path) -> None:
 # -- sites that fall silent ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", ("seal", *STAGES))
+@pytest.mark.parametrize("stage", ["seal", *STAGES])
 def test_a_site_lost_while_units_are_counted(tmp_path: Path, stage: str) -> None:
     """Before the set is fixed the run goes on without it; afterwards its words are in, and the total holds them."""
     study = study_of()
@@ -112,7 +110,7 @@ def test_a_site_lost_while_units_are_counted(tmp_path: Path, stage: str) -> None
     assert result["patients"] == sum(rows[site] for site in counted)
 
 
-@pytest.mark.parametrize("stage", ("seal", "keys", "KeyList", "Delivery"))
+@pytest.mark.parametrize("stage", ["seal", "keys", "KeyList", "Delivery"])
 def test_a_site_lost_after_the_count_stops_the_run_which_then_goes_on(tmp_path: Path, stage: str) -> None:
     study = study_of()
     quiet, _ = engine_of(tmp_path / "quiet" / "s", study)
@@ -128,7 +126,7 @@ def test_a_site_lost_after_the_count_stops_the_run_which_then_goes_on(tmp_path: 
     assert (np.asarray(result["coefficients"]) == np.asarray(wanted["coefficients"])).all()
 
 
-@pytest.mark.parametrize("stage", ("Survivors", "SignedSurvivors"))
+@pytest.mark.parametrize("stage", ["Survivors", "SignedSurvivors"])
 def test_a_site_lost_after_its_words_are_in_is_counted(tmp_path: Path, stage: str) -> None:
     study = study_of()
     engine, _ = engine_of(tmp_path / "s", study)
@@ -145,7 +143,7 @@ def test_a_site_whose_policy_lets_its_terms_be_seen_may_be_left_behind(tmp_path:
     assert result["sites"] == ["a", "b", "d"]
 
 
-@pytest.mark.parametrize("stage", ("seal", "keys", "Delivery"))
+@pytest.mark.parametrize("stage", ["seal", "keys", "Delivery"])
 def test_three_lost_at_once_may_be_left_behind(tmp_path: Path, stage: str) -> None:
     sites = [f"s{n:02}" for n in range(10)]
     study = study_of(sites)

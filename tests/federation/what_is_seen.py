@@ -11,7 +11,7 @@ from medfed.canonical import pack, unpack
 from medfed.federation.call import Answer
 from medfed.federation.ring import FRACTION_BITS
 
-# Small words and whole numbers stand everywhere by chance: lengths, ordinals, "3.0". Attacks look after counts.
+# Small words and short numbers stand everywhere by chance: lengths, ordinals, "3.0", "0.5". Attacks look after counts.
 _LEAST = 2**24
 
 
@@ -24,7 +24,7 @@ def sealed_words(path: Path, site: str) -> np.ndarray:
     db.close()
     words = [array.ravel() for (data,) in rows for array in unpack(data).values() if array.dtype == np.int64]
     found = np.unique(np.concatenate(words))
-    return found[(np.abs(found.astype(np.float64)) > _LEAST) & (found % 2**FRACTION_BITS != 0)]
+    return found[(np.abs(found.astype(np.float64)) > _LEAST) & (found % 2 ** (FRACTION_BITS // 2) != 0)]
 
 
 def forms(word: int) -> Iterable[bytes]:

@@ -13,8 +13,8 @@ from medfed.data.site_folder import SiteFolder, load_site
 from medfed.data.table import StudyTable
 from medfed.engines.facts import Heads, SiteFacts
 from medfed.errors import LedgerError, MappingError, PolicyViolation
-from medfed.federation.call import Answer, Call, Failure, Own, Protection
 from medfed.federation.admission import Access
+from medfed.federation.call import Answer, Call, Failure, Own, Protection
 from medfed.federation.door import Doors
 from medfed.federation.gate import minimum_cell
 from medfed.federation.keys import load_signing_key, public_hex

@@ -10,8 +10,8 @@ from typing import Any
 
 from medfed.data.table import StudyTable
 from medfed.engines.embedded import Embedded
-from medfed.federation.approval import approve, packages_of
 from medfed.federation.admission import Access
+from medfed.federation.approval import approve, packages_of
 from medfed.federation.door import Doors
 from medfed.federation.keys import new_signing_key, public_hex
 from medfed.federation.ledger import Durability, open_store

@@ -8,7 +8,6 @@ judged a signed count; before it signs a set of sites, the set stands in its led
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
