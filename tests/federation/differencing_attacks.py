@@ -67,12 +67,12 @@ class Consortium:
     def rows(self, *sites: str) -> int:
         return sum(len(self.columns[site]["x0"]) for site in sites)
 
-    def open(self, study: Study, without: Mapping[str, int] | None = None) -> Embedded:
-        """Doors of a study. without: so many patients of a site are not in its cohort."""
+    def open(self, study: Study, without: Mapping[str, int] | None = None, every: slice = slice(None)) -> Embedded:
+        """Doors of a study. without: so many patients of a site are not in its cohort; every: which of the others are."""
         if study.hash not in self.engines:
             tables = {}
             for index, site in enumerate(self.sites):
-                keep = slice((without or {}).get(site, 0), None)
+                keep = np.arange(self.rows(site))[(without or {}).get(site, 0) :][every]
                 own = {name: column[keep] for name, column in self.columns[site].items()}
                 who = np.arange(self.rows(site), dtype=np.uint64)[keep] + np.uint64(1_000_000 * (index + 1))
                 tables[site] = StudyTable.from_columns(study, own, pseudonyms=who)
@@ -90,9 +90,11 @@ class Consortium:
 class Coordinator:
     """Asks one study's sites, and honours no rule itself."""
 
-    def __init__(self, consortium: Consortium, study: Study, without: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self, consortium: Consortium, study: Study, without: Mapping[str, int] | None = None, every: slice = slice(None)
+    ) -> None:
         self.consortium, self.study = consortium, study
-        self.engine = consortium.open(study, without)
+        self.engine = consortium.open(study, without, every)
         self.refusals: list[str] = []
 
     def _ask(self, call: Call, own: Mapping[str, Own]) -> dict[str, Answer]:

@@ -6,12 +6,14 @@ Every rule that stands in its way is switched off in turn, and the attacks that 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from differencing_attacks import ATTACKS, revealed
+from differencing_attacks import ATTACKS, Coordinator, consortium, effect_study, patients, revealed
 
 from medfed.federation import gate, openings, secure_site
 from medfed.federation.openings import Openings
 from medfed.federation.units import Units
+from medfed.methods.standardise import moments
 
 PAIRS = 1000
 
@@ -105,3 +107,32 @@ def test_the_rules_are_named(tmp_path: Path) -> None:
     assert set(expected) == set(ATTACKS)
     for attack, reason in expected.items():
         assert reason in revealed(tmp_path / attack, 0, attack)[1], attack
+
+
+def test_cohorts_that_add_up_are_one_total(tmp_path: Path) -> None:
+    """Everybody less every other patient less the rest: nobody is over the same patients twice, and one site is left over."""
+    group = consortium(tmp_path, 3, "cohorts that add up")
+    for site in group.sites:
+        group.columns[site] = patients(np.random.default_rng(len(site)), 300)
+    halves = {"even": slice(0, None, 2), "odd": slice(1, None, 2), "all": slice(None)}
+    coordinators = {
+        name: Coordinator(group, effect_study(group.sites, name=name), None, every) for name, every in halves.items()
+    }
+    assert coordinators["all"].total(moments, group.sites) is not None
+    assert coordinators["even"].total(moments, group.sites) is not None
+    assert coordinators["odd"].total(moments, group.sites[:-1]) is None
+    assert openings.GIVES_AWAY in coordinators["odd"].refusals
+    assert coordinators["odd"].total(moments, group.sites) is not None, "over the same sites nothing is given away"
+    group.close()
+
+
+def test_another_cohort_may_be_summed_over_other_sites(tmp_path: Path) -> None:
+    """Half of the patients tell nothing of the others: the rule is about patients, not about names."""
+    group = consortium(tmp_path, 3, "another cohort")
+    for site in group.sites:
+        group.columns[site] = patients(np.random.default_rng(len(site)), 300)
+    first = Coordinator(group, effect_study(group.sites, name="even"), None, slice(0, None, 2))
+    second = Coordinator(group, effect_study(group.sites, name="odd"), None, slice(1, None, 2))
+    assert first.total(moments, group.sites) is not None
+    assert second.total(moments, group.sites[:-1]) is not None
+    group.close()

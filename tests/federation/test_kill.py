@@ -39,7 +39,7 @@ def facts(folder: Path) -> dict:
         "select l.site, l.number, l.kind, c.key, l.digest, l.payload, l.charge, l.spent, l.hash"
         " from ledger l left join call c on c.id=l.call order by l.site, l.number"
     ).fetchall()
-    sets = db.execute("select site, key, sites, passing, showing from opening order by site, key").fetchall()
+    sets = db.execute("select site, key, sites, rows, passing, showing from opening order by site, key").fetchall()
     return {"result": (folder / "result").read_bytes(), "ledger": ledger, "opened": sets}
 
 

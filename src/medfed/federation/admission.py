@@ -19,7 +19,7 @@ from medfed.federation.call import PART, RUN_PATH, Call, Own, Protection, check_
 from medfed.federation.execution import Execution
 from medfed.federation.ledger import Head
 from medfed.federation.opening import secure_roster
-from medfed.federation.openings import TOTALS_FIRST, Rows
+from medfed.federation.openings import TOTALS_FIRST
 from medfed.federation.packages import Package, find_step, installed_package
 from medfed.federation.policy import Policy
 from medfed.federation.seal import SiteStore
@@ -48,11 +48,6 @@ class Access:
     table: StudyTable
     policy: Policy
     key: Ed25519PrivateKey
-
-    @property
-    def rows(self) -> Rows:
-        """What totals over this table are about."""
-        return Rows(self.table.version, digest(np.ascontiguousarray(self.table.on("all").pseudonyms).tobytes()))
 
 
 def counts_models(call: Call, step: Step) -> bool:
@@ -91,7 +86,6 @@ class Admission:
         self._rows_judged: dict[tuple[str, str, str], str | None] = {}
         self._packages: dict[tuple[str, str], Package] = {}
         self._rosters: dict[tuple[str, tuple[str, ...]], Roster] = {}
-        self.rows = {site: access.rows for site, access in sites.items()}
 
     # -- approvals -----------------------------------------------------------------------------------------------------
 
@@ -217,8 +211,11 @@ class Admission:
             return "the site is asked but is not on the roster"
         if self.answered.get(site, 0) >= approval.most_calls:
             return ENOUGH_CALLS
-        if reason := self._refuses_protection(site, call, step):
-            return reason
+        try:
+            if reason := self._refuses_protection(site, call, step):
+                return reason
+        except MedfedError as problem:
+            return str(problem)
         alone = set(call.roster) == {site}
         key = (site, call.run.partition("/")[0], call.step, alone)
         if key not in self._verdicts:
@@ -247,23 +244,23 @@ class Admission:
         return None
 
     def _refuses_protection(self, site: str, call: Call, step: Step) -> str | None:
-        """A call asks for the protection that this site's sums have; figures of one site stand beside totals."""
+        """A call asks for the protection that this site's sums have; figures of one site stand beside totals.
+
+        Raises MedfedError for a roster or a part that is not known here.
+        """
         secure = self.protection(site) == "secure"
         if call.protection == "secure":
             if not secure:
                 return SUMS_IN_PLAIN
-            try:
-                self.roster(site, call.roster)
-            except PolicyViolation as problem:
-                return str(problem)
+            self.roster(site, call.roster)
             return None
         reply = any(isinstance(kind, Reply) for kind in step.releases.values())
         if secure and not reply:
             return SUMS_SECURELY
-        openings, rows = self.store.openings, self.rows[site]
-        if secure and not openings.any_total(site, rows):
+        openings, patients = self.store.openings, self.sites[site].table.on(call.part).pseudonyms
+        if secure and not openings.any_total(site, patients):
             return TOTALS_FIRST
-        return openings.refuses_own(site, rows, reply=reply)
+        return openings.refuses_own(site, patients, reply=reply)
 
     @staticmethod
     def _check_inputs_of(step: Step, call: Call, own: Own) -> None:

@@ -129,7 +129,7 @@ class Doors:
             call, step, names, digests=digests, blobs=blobs, keep=keep, local=local, own=own, cost=self.cost(step, call),
             amount=amount, at=at, budgets={site: self.sites[site].policy.budget for site in names},
             cohorts={site: self.execution.view(site, call.part) for site in names}, opened=opened,
-            alone={site: admission.rows[site] for site in names} if call.protection == "plain" else {},
+            alone=names if call.protection == "plain" else (),
         )  # fmt: skip
         if over is None:  # another process sealed under this key meanwhile: what it sealed is the answer
             return out | self._answer(call, step, sizes, {site: own[site] for site in names}, at, today)

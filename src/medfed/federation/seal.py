@@ -2,7 +2,7 @@
 
 import hashlib
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from medfed.errors import FederationError, LedgerError
 from medfed.federation.blobs import BlobFolder
 from medfed.federation.call import Answer, Call, Failure, Own
 from medfed.federation.ledger import Durability, Head, heads_of, open_store, row_hash
-from medfed.federation.openings import Openings, Rows
+from medfed.federation.openings import Openings
 from medfed.federation.step import Step
 
 _ROUNDS_BETWEEN_PRUNING = 16
@@ -216,11 +216,11 @@ class SiteStore:
         budgets: Mapping[str, float],
         cohorts: Mapping[str, View],
         opened: Mapping[str, tuple[str, str]],
-        alone: Mapping[str, Rows],
+        alone: Collection[str],
     ) -> set[str] | None:
         """Make answers final in one transaction; returns the sites whose budget could not hold the cost (not sealed).
 
-        alone: of the sites whose answers are seen by themselves, what they are about.
+        alone: the sites whose answers are seen by themselves.
 
         None, and nothing done, where another process has sealed under this key since it was looked up.
 
@@ -276,7 +276,8 @@ class SiteStore:
                     ],
                 )
             self._record(call, sealed, local, names, number, cohorts, new_cohorts, opened)
-            self.openings.record_own({site: rows for site, rows in alone.items() if site in sealed}, at)
+            own_rows = {site: cohorts[site].pseudonyms for site in sealed if site in alone}
+            self.openings.record_own(own_rows, at)
             self._prune(call)
             db.execute("commit")
         except sqlite3.Error as problem:
@@ -291,7 +292,7 @@ class SiteStore:
                 db.execute("rollback")
             raise
         self._remember(call, step, names, sealed, heads, keep, own, cohorts, opened)
-        self.openings.own_recorded(alone)
+        self.openings.own_recorded(own_rows)
         return over
 
     def _record(

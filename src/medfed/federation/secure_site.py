@@ -26,7 +26,7 @@ from medfed.federation.opening import (
     shown_count,
     words_of,
 )
-from medfed.federation.openings import GIVES_AWAY, Record, is_same_table, table_word_with
+from medfed.federation.openings import GIVES_AWAY, Record, is_same_table, row_sets, table_word_with
 from medfed.federation.ring import decode
 from medfed.federation.seal import SiteStore
 from medfed.federation.site_units import noise_secret
@@ -122,22 +122,27 @@ class SecureSites:
         return known
 
     def _begin(self, site: str, call: Call, step: Step, own: Own, roster: Roster, at: str) -> _Attempt:
-        access, openings, rows = self.admission.sites[site], self.store.openings, self.admission.rows[site]
+        access, openings = self.admission.sites[site], self.store.openings
+        table = access.table
         words, entries = self._words(site, call, step, own)
         context = context_of(call, self.study, roster, len(words))
         fresh = table_word_with(
-            table_word(access.key, rows.version),
+            table_word(access.key, table.version),
             visible=access.policy.site_terms_visible,
-            seen=openings.own_is_seen(site, rows),
+            seen=call.step == UNITS and openings.own_is_seen(site, table.on("all").pseudonyms),
         )
         # Of a sum the word is the one under which units were counted: that some terms were seen since changes nothing.
-        before = openings.word(site, roster.digest, rows.version) if call.step != UNITS else None
+        before = openings.word(site, roster.digest, table.version) if call.step != UNITS else None
         word = before if before is not None and is_same_table(before, fresh) else fresh
+
+        # A count of units tells of every part; a sum of its own.
+        parts = Layout(self.study, 1).parts() if call.step == UNITS else (call.part,)
+        rows = row_sets(*(table.on(part).pseudonyms for part in parts))
 
         def remember(key: str, sites: tuple[str, ...]) -> tuple[str, ...]:
             units = attempt.units
             passing, showing = (units.passing, units.showing) if units else (None, None)
-            record = Record(rows, roster.digest, attempt.side.tables, passing, showing, at)
+            record = Record(rows, table.version, roster.digest, attempt.side.tables, passing, showing, at)
             return openings.remember(site, key, sites, record)
 
         side = SiteSide(site, access.key, context, roster, remember=remember, table=word)
