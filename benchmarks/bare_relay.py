@@ -64,7 +64,8 @@ class BareServer:
             while True:
                 blob = os.urandom(SIZE.unpack(read(connection, SIZE.size))[0])
                 start = time.perf_counter()
-                list(self.pool.map(lambda proxy: proxy(timeout=120).call("{}", blob), proxies.values()))
+                for future in [self.pool.submit(proxy(timeout=120).call, "{}", blob) for proxy in proxies.values()]:
+                    future.result()
                 text = json.dumps(time.perf_counter() - start).encode()
                 connection.sendall(SIZE.pack(len(text)) + text)
 

@@ -21,17 +21,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "tests" / "plugin" / "src")]
-
 import bare_relay
 import medfed_test_plugin.echo as echo_steps
 import numpy as np
 import psutil
 from loopback import Loopback, free_port, synthetic, write_site
 from medfed_test_plugin.echo import SIZES, Echo
+from nvflare.fuel.flare_api.flare_api import new_secure_session
 
 from medfed.engines.nvflare import workspace
+from medfed.engines.nvflare.certificates import ADMIN
 from medfed.engines.nvflare.engine import Networked
+from medfed.engines.nvflare.processes import end_tree, nvflare_environment, spawn
 from medfed.federation.runner import Runner
 
 SITES = ("alpha", "beta", "gamma", "delta")
@@ -55,7 +56,40 @@ def commit_milliseconds(folder: Path) -> float:
 
 
 class BareNetwork(Loopback):
-    """The same certificates and processes, with NVFLARE's objects only."""
+    """The same certificates and processes, with NVFLARE's objects only, and nobody who watches the job."""
+
+    def start_coordinator(self) -> None:
+        """NVFLARE's server alone."""
+        network = self.network
+        environment = nvflare_environment(network.run.resolve(), MEDFED_CONSORTIUM=str(self.folder.resolve()))
+        command = [
+            sys.executable, "-u", "-m", "nvflare.private.fed.app.server.server_train", "-m", str(network.server.resolve()),
+            "-s", "fed_server.json", "--set", "secure_train=true", "org=medfed", "config_folder=config",
+        ]  # fmt: skip
+        network.run.mkdir(exist_ok=True)
+        self.server = spawn(command, network.folder / "nvflare.log", environment, cwd="/")
+
+    def submit(self) -> None:
+        """The job, once all sites are there."""
+        session = new_secure_session(ADMIN, str(self.network.admin.resolve()), timeout=20.0)
+        self.until(lambda: len(session.get_system_info().client_info) == len(self.sites), 90)
+        session.submit_job(str(self.network.job.resolve()))
+        session.close()
+        try:
+            self.until(lambda: (self.network.run / "bare").exists(), 60)
+        except TimeoutError:
+            for log in (
+                self.network.folder / "nvflare.log",
+                *self.network.server.rglob("*.txt"),
+                self.site(self.sites[0]).folder / "nvflare.log",
+            ):
+                print(log.read_text()[-2000:])
+            raise
+        time.sleep(3.0)
+
+    def down(self) -> None:
+        super().down()
+        end_tree(self.server)
 
     def set_up(self) -> None:
         super().set_up()
@@ -66,10 +100,8 @@ class BareNetwork(Loopback):
         for name in ("config_fed_server.json", "config_fed_client.json"):
             file = self.network.job / "app" / "config" / name
             text = file.read_text().replace(f"{workspace.RELAYS}.CoordinatorRelay", "bare_relay.BareServer")
-            text = text.replace(f"{workspace.RELAYS}.SiteRelay", "bare_relay.BareSite").replace(
-                '"at": "door"', '"unused": ""'
-            )
-            file.write_text(text.replace('{\n      "unused": ""\n     }', "{}").replace('"unused": ""', ""))
+            text = text.replace(f"{workspace.RELAYS}.SiteRelay", "bare_relay.BareSite")
+            file.write_text(text.replace('"at": "door"', "").replace('"at": "relay"', '"at": "bare"'))
 
 
 @dataclass
@@ -113,9 +145,10 @@ def measure(net: Loopback, study: Any, bare: Path, size: str, pairs: int, commit
     """Print one row; whether it is within its limit."""
     count = max(int(pairs * FEWER_PAIRS.get(size, 1.0)), 5)
     method = Pairs(size, count + 1, bare)
-    with closing(Networked(net.folder, study)) as engine:
-        with closing(Runner(net.folder / "coordinator", engine, study, public_keys=engine.public_keys)) as runner:
-            runner.execute(method, f"speed-{size}-{os.getpid()}")
+    engine = Networked(net.folder, study)
+    runner = Runner(net.folder / "coordinator", engine, study, public_keys=engine.public_keys)
+    with closing(engine), closing(runner):
+        runner.execute(method, f"speed-{size}-{os.getpid()}")
     sealed, plain, again = (values[1:] for values in (method.sealed, method.plain, method.again))
     # A pair is a sealed call and the mean of the bare ones around it; the median is of the pairs' ratios.
     ratio = statistics.median(s / ((p + a) / 2) for s, p, a in zip(sealed, plain, again, strict=True))
@@ -186,7 +219,7 @@ def main() -> None:
     only = asked.only.split(",")
     holds = []
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as other:
-        os.environ["PYTHONPATH"] = os.pathsep.join([*sys.path[:2], os.environ.get("PYTHONPATH", "")])
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
         echoes = synthetic(SITES, name="echoes", method={"use": "medfed-test-plugin:medfed_test_plugin.echo.Echo"})
         newton = synthetic(
             SITES, name="newton", method={"use": "medfed:medfed.methods.newton.Newton", "settings": {"tolerance": 1e-9}}
@@ -213,13 +246,12 @@ def main() -> None:
                 nets[1].start_coordinator()
                 for site in SITES:
                     nets[1].start_site(site)
-                nets[1].until(lambda: (nets[1].network.run / "relay").exists(), 120)
-                time.sleep(5)
+                nets[1].submit()
             commit = commit_milliseconds(Path(folder))
             print(f"one synced commit: {commit:.2f} ms; processors: {os.cpu_count()}", flush=True)
             for size in LIMITS:
                 if size in only:
-                    holds.append(measure(nets[0], echoes, nets[1].network.run / "relay", size, asked.pairs, commit))
+                    holds.append(measure(nets[0], echoes, nets[1].network.run / "bare", size, asked.pairs, commit))
             if "study" in only:
                 holds.append(whole_study(nets[0], newton))
             if "memory" in only:

@@ -23,8 +23,6 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 from faults_runner import ROUNDS, SITES, study_of
 from line_faults import FaultyLine
 from loopback import Loopback, write_site
@@ -120,10 +118,10 @@ class Bench:
 
     # -- faults ------------------------------------------------------------------------------------------------------
 
-    def with_faults(self, count: int) -> Outcome:
-        """A run with ``count`` seeded faults spread over its calls."""
+    def with_faults(self, count: int, only: list[tuple[str, str]] | None = None) -> Outcome:
+        """A run with ``count`` seeded faults spread over its calls; ``only``: these, instead of every kind."""
         rng, run = random.Random(self.seed), f"faults-{self.method}"
-        plan = [("kill", kind) for kind in KILLED] + [("stop", kind) for kind in STOPPED]
+        plan = only or [*(("kill", kind) for kind in KILLED), *(("stop", kind) for kind in STOPPED)]
         while len(plan) < count:
             plan.append(("kill", rng.choice(KILLED)))
         rng.shuffle(plan)

@@ -38,7 +38,7 @@ mapping:
 """
 
 
-def synthetic(sites: Sequence[str], **more: Any) -> Study:
+def synthetic(invited: Sequence[str], **more: Any) -> Study:
     """Five numbers and an event; ``more`` replaces parts of the study."""
     numbers = {
         f"x{i}": {"meaning": f"x{i}", "type": "number", "role": "covariate", "unit": "1", "range": [-10, 10]}
@@ -49,7 +49,7 @@ def synthetic(sites: Sequence[str], **more: Any) -> Study:
         "medfed": 1, "name": "synthetic", "title": "Synthetic", "question": "Who has the event?",
         "variables": {"event": event, **numbers}, "task": {"kind": "risk_prediction"},
         "method": {"use": "medfed:medfed.methods.newton.Newton"},
-        "sites": {"invited": list(sites), "minimum": len(sites), "deadline_minutes": 10},
+        "sites": {"invited": list(invited), "minimum": len(invited), "deadline_minutes": 10},
     }  # fmt: skip
     return study_from_dict(study | more)
 

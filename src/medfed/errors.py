@@ -3,6 +3,9 @@
 A message says what is wrong, where, and what to do; the command line prints it alone, without a traceback.
 """
 
+# Between the parts of a list in a message, as between the reasons of several sites; no sentence of ours has it.
+LISTED = " · "
+
 
 class MedfedError(Exception):
     """Root of the family; catch it to handle any refusal of ours."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from babel.messages.catalog import Catalog
 from babel.messages.pofile import read_po, write_po
 
-from medfed.errors import MedfedError
+from medfed.errors import LISTED, MedfedError
 
 LANGUAGES = ("en", "zh")
 Translate = Callable[[str], str]
@@ -26,17 +26,29 @@ Translate = Callable[[str], str]
 _PACKAGE = Path(__file__).parent
 # Files whose public constants are sentences for people, kept apart from the place where they are translated.
 _CONSTANTS_IN = (
+    "applications/network/party.py",
+    "applications/network/walkthrough.py",
+    "engines/nvflare/coordinator_service.py",
+    "engines/nvflare/engine.py",
+    "engines/nvflare/guard.py",
+    "engines/nvflare/proposals.py",
+    "engines/nvflare/reasons.py",
     "engines/site_folders.py",
+    "engines/standing.py",
     "evaluation/alarms.py",
     "evaluation/drift.py",
     "evaluation/monitor.py",
     "evaluation/report_data.py",
     "federation/door.py",
     "federation/execution.py",
+    "federation/federation.py",
     "federation/gate.py",
+    "federation/preview.py",
 )
-# A call whose first argument is a sentence that is translated where it is shown: what a walkthrough tells.
-_TITLED = "Step"
+# Calls whose first argument is a sentence that is translated where it is shown: what a walkthrough tells.
+_TITLED = ("Step", "Said")
+# What may fill the blank of a sentence; the blank {reasons} holds a list.
+_BLANK, _LIST = f"(?:(?!{LISTED}).)+?", ".+?"
 _CONSTANT = re.compile(r"[A-Z][A-Z0-9_]*")
 _NOT_KNOWN = "–"
 
@@ -45,14 +57,39 @@ _NOT_KNOWN = "–"
 def translator(lang: str) -> Translate:
     """The function that turns an English sentence into ``lang``; a sentence without translation stays English.
 
+    A reason that was filled in elsewhere ("... the deadline of 10 minutes has passed") is known again by its constant.
     Raises MedfedError for a language that medfed does not speak.
     """
     if lang not in LANGUAGES:
         raise MedfedError(f"there is no language {lang!r}; choose {' or '.join(LANGUAGES)}")
     if lang == "en":
         return str
-    texts = {str(message.id): str(message.string) for message in read_catalog(lang) if message.id and message.string}
-    return lambda text: texts.get(text, text)
+    catalog = [message for message in read_catalog(lang) if message.id and message.string]
+    texts = {str(message.id): str(message.string) for message in catalog}
+    filled = [
+        (_pattern(str(message.id)), str(message.string))
+        for message in catalog
+        if placeholders(str(message.id)) and any(place in _CONSTANTS_IN for place, _ in message.locations)
+    ]
+
+    def tell(text: str) -> str:
+        if text in texts:
+            return texts[text]
+        for pattern, translated in filled:
+            if found := pattern.fullmatch(text):
+                return translated.format(**{name: tell(value) for name, value in found.groupdict().items()})
+        parts = text.split(LISTED)
+        return LISTED.join(map(tell, parts)) if len(parts) > 1 else text
+
+    return tell
+
+
+def _pattern(sentence: str) -> re.Pattern[str]:
+    """What a sentence looks like once its blanks are filled: it may come from another process, as text."""
+    found = ""
+    for text, name, _, _ in string.Formatter().parse(sentence):
+        found += re.escape(text) + (f"(?P<{name}>{_LIST if name == 'reasons' else _BLANK})" if name else "")
+    return re.compile(found)
 
 
 def catalogue_path(lang: str) -> Path:
@@ -74,7 +111,8 @@ def read_catalog(lang: str) -> Catalog:
 def messages(package: Path = _PACKAGE) -> dict[str, tuple[str, ...]]:
     """Every sentence to translate -> the files it stands in, file by file.
 
-    Found are ``_("...")`` in Python and Jinja templates, the constants of the files that keep sentences apart, and
+    Found are ``_("...")`` in Python and Jinja templates, the constants (also in dicts and sets) of the files that keep
+    sentences apart, and
     the first line of every step's docstring, which tells a site what leaves it.
     """
     found: dict[str, list[str]] = {}
@@ -93,13 +131,11 @@ def _of_python(source: str, name: str) -> Iterator[str]:
     tree = ast.parse(source, name)
     if name in _CONSTANTS_IN:
         for node in tree.body:
-            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
-                target, value = node.targets[0], node.value.value
-                sentence = isinstance(value, str) and " " in value
-                if sentence and isinstance(target, ast.Name) and _CONSTANT.fullmatch(target.id):
-                    yield str(value)
+            target = node.targets[0] if isinstance(node, ast.Assign) else None
+            if isinstance(node, ast.Assign) and isinstance(target, ast.Name) and _CONSTANT.fullmatch(target.id):
+                yield from _sentences(node.value)
     for call in ast.walk(tree):
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in ("_", _TITLED):
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in ("_", *_TITLED):
             argument = call.args[0] if call.args else None
             choices = (argument.body, argument.orelse) if isinstance(argument, ast.IfExp) else (argument,)
             for choice in choices:
@@ -109,6 +145,19 @@ def _of_python(source: str, name: str) -> Iterator[str]:
                 raise MedfedError(f"{name}, line {call.lineno}: an f-string can't be translated; use .format after _()")
         elif isinstance(call, ast.FunctionDef) and any(_is_step(word) for word in call.decorator_list):
             yield meaning_of(ast.get_docstring(call))
+
+
+def _sentences(value: ast.expr) -> Iterator[str]:
+    """The sentences of a constant: a text, or those in a set, a tuple, or a dict's values."""
+    if isinstance(value, ast.Constant):
+        if isinstance(value.value, str) and " " in value.value:
+            yield value.value
+    elif isinstance(value, ast.Dict):
+        for one in value.values:
+            yield from _sentences(one)
+    elif isinstance(value, ast.Set | ast.Tuple | ast.List):
+        for one in value.elts:
+            yield from _sentences(one)
 
 
 def _is_step(decorator: ast.expr) -> bool:

@@ -271,7 +271,7 @@ def test_a_run_that_lacks_sites_goes_on_when_they_are_back(folder: Path) -> None
     states = {status["run"]: status for status in done("status", "-c", folder, "--json").json}
     assert states["first"]["state"] == "stopped"
     assert "1 of 3 sites answered" in done("status", "-c", folder).out
-    assert "go on with `medfed resume`" in done("status", "-c", folder).out
+    assert done("status", "-c", folder).out.count("`medfed resume`") == 1
     for name in ("west", "south"):
         (folder / name).rename(folder / "sites" / name)
     report = done("resume", "-c", folder, "--durability", "process", "--json").json

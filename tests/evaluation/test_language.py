@@ -1,9 +1,15 @@
 """Every sentence that people read exists in every language, with the same placeholders."""
 
+import re
+
 import pytest
 
 from medfed import language
-from medfed.errors import MedfedError
+from medfed.engines.nvflare.coordinator_service import AWAY
+from medfed.engines.nvflare.engine import STILL_AWAY
+from medfed.errors import LISTED, MedfedError
+from medfed.federation import gate
+from medfed.federation.federation import TOO_FEW, WITHOUT
 from medfed.language import LANGUAGES, byte_count, messages, number, percent, placeholders, problems, translator, update
 
 
@@ -19,11 +25,12 @@ def test_sentences_are_found_in_code_templates_constants_and_steps(tmp_path):
         'a = _("one {x}").format(x=1)\nb = [_("two")]\nNOT_FOUND = "not a sentence to translate"\n'
     )
     (tmp_path / "federation" / "gate.py").write_text(
-        'HELD = "held back"\n_QUERY = "not one"\n\n'
+        'HELD = "held back"\n_QUERY = "not one"\nWHY = {"no key": "a dict\'s value"}\nSOME = {"one of a set"}\n\n'
         '@step(reads="train")\ndef f(site):\n    """What f does.\n\n    More."""\n'
     )
     (tmp_path / "pages" / "templates" / "p.html").write_text('<p>{{ _("three") }}</p><a title="{{ _(\'four\') }}">')
-    assert set(messages(tmp_path)) == {"one {x}", "two", "held back", "What f does.", "three", "four"}
+    kept_apart = {"held back", "a dict's value", "one of a set"}
+    assert set(messages(tmp_path)) == {"one {x}", "two", "What f does.", "three", "four"} | kept_apart
 
 
 def test_a_translated_f_string_is_refused(tmp_path):
@@ -74,6 +81,19 @@ def test_an_unknown_language_is_refused_with_the_choice():
 
 def test_an_untranslated_sentence_stays_english():
     assert translator("zh")("no such sentence") == translator("en")("no such sentence") == "no such sentence"
+
+
+def test_a_reason_that_was_filled_in_elsewhere_is_translated_with_what_fills_it():
+    away = STILL_AWAY.format(why=AWAY["gone"], minutes="10")
+    assert translator("zh")(away) == "该机构的服务没有运行或无法联系，且截止时限（10 分钟）已过"
+    reasons = LISTED.join(
+        WITHOUT[kind].format(site=site, reason=reason)
+        for kind, site, reason in (("unreachable", "north", away), ("refused", "south", gate.SMALL_CELL))
+    )
+    too_few = TOO_FEW.format(answered=1, asked=3, step="moments", needed=2, reasons=reasons)
+    shown = translator("zh")(too_few)
+    assert re.findall("[a-z]+", shown.replace("`medfed resume`", "")) == ["moments", "north", "south"]
+    assert translator("zh")("their refusal: never") == "their refusal: never"
 
 
 def test_placeholders_tell_names_and_formats():

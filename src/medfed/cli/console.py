@@ -25,6 +25,11 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, default=_plain) + "\n")
 
 
+def say(text: str, **values: object) -> None:
+    """A sentence for people, its blanks filled; a long one is left to the terminal to wrap."""
+    out.print(text.format(**values), markup=False, soft_wrap=True)
+
+
 def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return value.tolist()

@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from medfed.canonical import write_atomically
-from medfed.cli.console import AsJson, Language, out, print_json
+from medfed.cli.console import AsJson, Language, out, print_json, say
 from medfed.cli.network import need_network
 from medfed.cli.site_network import show_units
 from medfed.errors import FederationError
@@ -31,6 +31,7 @@ def init(
     name: Annotated[str, typer.Option(help="Its name, where consortium.yaml is not there yet: a-z, 0-9, hyphen.")] = "",
     host: Annotated[str, typer.Option(help="The name by which every site's machine finds this one.")] = "",
     port: Annotated[int, typer.Option(help="The one port that sites connect to.")] = 8002,
+    lang: Language = "en",
     json: AsJson = False,
 ) -> None:
     """Make the coordinator's side from a short consortium.yaml: keys, certificates, NVFLARE's workspace.
@@ -62,11 +63,13 @@ def init(
         print_json({"consortium": declared.name, "folder": str(network.folder), "host": declared.coordinator.host,
                     "port": declared.coordinator.port})  # fmt: skip
         return
-    out.print(
-        f"{network.folder} is ready. Keys and certificates in it are readable by you alone: back them up.",
-        soft_wrap=True,
+    _ = translator(lang)
+    say(
+        _("{folder} is ready. Keys and certificates in it are readable by you alone: back them up."),
+        folder=network.folder,
     )
-    out.print("Next: `medfed coordinator start`, and `medfed consortium invite SITE` for each site.", soft_wrap=True)
+    say(_("Next: `medfed coordinator start -c {folder}`, then `medfed consortium invite SITE -c {folder}` for each site."),
+         folder=folder)  # fmt: skip
 
 
 @app.command()
@@ -76,6 +79,7 @@ def invite(
     to: Annotated[
         Path | None, typer.Option("--out", help="Where to write the kit. Default: coordinator/network/kits.")
     ] = None,
+    lang: Language = "en",
     json: AsJson = False,
 ) -> None:
     """Make the one file that a site joins with, the code that opens it, and a fingerprint to compare on the phone.
@@ -97,14 +101,15 @@ def invite(
     if json:
         print_json({"site": site, "kit": str(path), "code": code, "fingerprint": fingerprint})
         return
-    out.print(f"Kit for {site}: {path}", soft_wrap=True)
-    out.print(f"Code, to be said on the phone: [bold]{code}[/bold]")
-    out.print(f"Fingerprint, to be compared: {fingerprint}")
-    out.print("The code is shown once. A new invitation makes the old kit worthless.")
+    _ = translator(lang)
+    say(_("Kit for {site}: {path}"), site=site, path=path)
+    out.print(_("Code, to be said on the phone: {code}").format(code=f"[bold]{code}[/bold]"))
+    say(_("Fingerprint, to be compared: {fingerprint}"), fingerprint=fingerprint)
+    say(_("The code is shown once. A new invitation makes the old kit worthless."))
 
 
 @app.command()
-def remove(site: SiteArgument, consortium: Folder = Path(), json: AsJson = False) -> None:
+def remove(site: SiteArgument, consortium: Folder = Path(), lang: Language = "en", json: AsJson = False) -> None:
     """Take a site off the roster. Its certificate and key open nothing from now on, also in a run that is under way."""
     need_network()
     from medfed.engines.nvflare import renewal
@@ -114,7 +119,8 @@ def remove(site: SiteArgument, consortium: Folder = Path(), json: AsJson = False
     if json:
         print_json({"site": site, "removed": True})
         return
-    out.print(f"{site} is off the roster. What it has answered stays in the results and in its own ledger.")
+    _ = translator(lang)
+    say(_("{site} is off the roster. What it has answered stays in the results and in its own ledger."), site=site)
 
 
 @app.command()
@@ -192,13 +198,14 @@ def _show_standings(study: Study, found: dict[str, dict[str, Any]], lang: str, j
         table.add_column(heading)
     tables = {"none": _("not built"), "built": _("built"), "other": _("another version"), "": ""}
     for site, how in found.items():
+        reason = str(how.get("reason", ""))
         table.add_row(site, states.get(how["state"], how["state"]), str(how.get("until", "")),
-                      tables.get(str(how.get("table", "")), ""), _(how["reason"]) if how.get("reason") else "")  # fmt: skip
+                      tables.get(str(how.get("table", "")), ""), reason if how["state"] == "declined" else _(reason))  # fmt: skip
     out.print(table)
 
 
 @app.command()
-def renew(site: SiteArgument, consortium: Folder = Path(), json: AsJson = False) -> None:
+def renew(site: SiteArgument, consortium: Folder = Path(), lang: Language = "en", json: AsJson = False) -> None:
     """Give a connected site a new certificate now, for a key that it makes itself. The service does so a month before the end."""
     need_network()
     from medfed.engines.nvflare.certificates import Root
@@ -218,7 +225,9 @@ def renew(site: SiteArgument, consortium: Folder = Path(), json: AsJson = False)
     if json:
         print_json({"site": site, "certificate": found})
         return
-    out.print(f"{site} has a new certificate, {found[:16]}; it takes over at the site's next quiet moment.")
+    _ = translator(lang)
+    say(_("{site} has a new certificate, {fingerprint}; it takes over at the site's next quiet moment."), site=site,
+         fingerprint=found[:16])  # fmt: skip
 
 
 coordinator_app = typer.Typer(no_args_is_help=True, help="The coordinator's service, which keeps a network going.")
@@ -228,6 +237,7 @@ coordinator_app = typer.Typer(no_args_is_help=True, help="The coordinator's serv
 def start(
     consortium: Folder = Path(),
     foreground: Annotated[bool, typer.Option(help="Stay, as systemd wants it.")] = False,
+    lang: Language = "en",
     json: AsJson = False,
 ) -> None:
     """Start the coordinator's service: NVFLARE's server and the dispatcher, watched and started again when they end."""
@@ -247,11 +257,15 @@ def start(
     if json:
         print_json({"process": process, "log": str(network.folder / "service.log")})
         return
-    out.print(f"The coordinator's service runs (process {process}); `medfed status` says how the sites stand.")
+    _ = translator(lang)
+    say(
+        _("The coordinator's service runs (process {process}); `medfed status` says how the sites stand."),
+        process=process,
+    )
 
 
 @coordinator_app.command()
-def stop(consortium: Folder = Path(), json: AsJson = False) -> None:
+def stop(consortium: Folder = Path(), lang: Language = "en", json: AsJson = False) -> None:
     """Stop the coordinator's service and all that it started. Runs wait, and go on when it is back."""
     need_network()
     from medfed.engines.nvflare.consortium import Network
@@ -261,13 +275,15 @@ def stop(consortium: Folder = Path(), json: AsJson = False) -> None:
     if json:
         print_json({"stopped": was})
         return
-    out.print("The coordinator's service has stopped." if was else "It was not running.")
+    _ = translator(lang)
+    say(_("The coordinator's service has stopped.") if was else _("The coordinator's service was not running."))
 
 
 @coordinator_app.command("install-service")
 def install_service(
     consortium: Folder = Path(),
     user: Annotated[str, typer.Option(help="The system user the service runs as. Default: you.")] = "",
+    lang: Language = "en",
     json: AsJson = False,
 ) -> None:
     """Write a systemd unit and an environment file for the coordinator's service, and say how to switch it on."""
@@ -276,4 +292,4 @@ def install_service(
 
     network = Network(consortium)
     files = coordinator_unit(consortium.resolve(), network.declared().name, user or getpass.getuser())
-    show_units(files, consortium, json)
+    show_units(files, consortium, translator(lang), json)

@@ -40,9 +40,9 @@ def demo_network(
         if not json:
             err.print(f"[bold cyan]{count}[/bold cyan] [bold]{_(said.title)}[/bold]")
             for line in said.lines:
-                err.print(f"    {line}", markup=False, soft_wrap=True)
+                err.print(f"    {_(line)}", markup=False, soft_wrap=True)
 
-    found = walk(folder.resolve(), say, heart=heart)
+    found = walk(folder.resolve(), say, heart=heart, lang=lang)
     if json:
         print_json(found)
     else:
@@ -63,4 +63,4 @@ def demo_network(
         out.print(_("System users: {users}. Left behind after the stop: {left}").format(
             users=found.users, left=", ".join(found.left) or _("nothing")))  # fmt: skip
     if found.left or not all(one.same for one in found.compared):
-        raise MedfedError("the network demo did not end as it should: see above")
+        raise MedfedError(_("the network demo did not end as it should: see above"))

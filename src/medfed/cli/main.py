@@ -15,7 +15,7 @@ app = typer.Typer(
     help=(
         "Federated analysis of medical data: institutions answer a question together, and no record leaves any of them.\n\n"
         "A site: init, edit site.yaml and policy.yaml, check, build, preview, approve. The coordinator: run, status, resume. "
-        "Start with `medfed demo`."
+        "Between institutions: `medfed consortium init`, `medfed site join`. Start with `medfed demo` or `medfed demo-network`."
     ),
 )
 app.add_typer(study.app, name="study")

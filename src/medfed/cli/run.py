@@ -65,7 +65,8 @@ def resume(
         if not name:
             what = "no run waits to be resumed"
         else:
-            states = {"running": "is running now; wait until it ends", "finished": "has finished"}
+            states = {"running": "is running now; wait until it ends", "finished": "has finished",
+                      "suspended": "is suspended (SIGSTOP); let its process go on, or end it first"}  # fmt: skip
             what = f"run {name!r} {states[runs[0].state]}" if runs else f"there is no run {name!r}"
         raise FederationError(f"{folder}: {what}. `medfed status` lists all runs")
     store = RunnerStore(folder, read_only=True)
@@ -84,11 +85,15 @@ def _waits(folder: Path, status: RunStatus) -> bool:
 def _finish(study: Any, consortium: Path, name: str, durability: str, lang: str, json: bool) -> None:
     if durability not in ("call", "process"):
         raise FederationError(f"--durability is call or process, not {durability!r}")
+    _ = translator(lang)
     try:
         with LiveView(lang, quiet=json) as live:
             finished = run_consortium(consortium, study, name, durability=durability, listener=live)  # type: ignore[arg-type]
+    except FederationError as problem:
+        raise FederationError(_(str(problem))) from None
     except KeyboardInterrupt:
-        err.print(f"Stopped. What was finished is kept; `medfed resume {name}` goes on.", markup=False, soft_wrap=True)
+        stopped = _("Stopped. What was finished is kept; `medfed resume {run}` goes on.")
+        err.print(stopped.format(run=name), markup=False, soft_wrap=True)
         raise typer.Exit(STOPPED) from None
     if json:
         print_json(finished.report)
@@ -168,8 +173,9 @@ class LiveView:
 
 
 def clock_time(at: float) -> str:
-    """Seconds since 1970 as the time of day here."""
-    return datetime.fromtimestamp(at).strftime("%H:%M:%S")
+    """Seconds since 1970 as the time of day here, with the day where it is not today."""
+    when = datetime.fromtimestamp(at)
+    return when.strftime("%H:%M:%S" if when.date() == date.today() else "%Y-%m-%d %H:%M:%S")
 
 
 def abandon(
@@ -180,7 +186,7 @@ def abandon(
     """Give up the open round of a run whose sites can't come back: what was sealed stays charged and is never read."""
     folder = consortium / "coordinator"
     states = {status.run: status.state for status in status_of(folder)}
-    if states.get(name) in ("running", "finished"):
+    if states.get(name) in ("running", "suspended", "finished"):
         raise FederationError(f"{folder}: run {name!r} is {states[name]}, so it has no round to give up")
     store = RunnerStore(folder, read_only=True)
     study = study_from_json(store.study_text(name))

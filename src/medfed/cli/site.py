@@ -14,9 +14,9 @@ from rich.table import Table
 
 from medfed.canonical import write_atomically
 from medfed.cli import site_data, site_model, site_network, site_preflight
-from medfed.cli.console import AsJson, Language, out, print_json
-from medfed.data.build import open_table
+from medfed.cli.console import AsJson, Language, out, print_json, say
 from medfed.data.site_folder import SiteFolder, init_site, load_site
+from medfed.data.stored import open_table
 from medfed.errors import LedgerError, PolicyViolation
 from medfed.evaluation.study_run import step_names, steps_of
 from medfed.federation.approval import MOST_CALLS, packages_of
@@ -104,7 +104,7 @@ def show_preview(found: Preview, lang: str) -> None:
     out.print(f"{_('Table version')}: {found.table_version}", soft_wrap=True)
     for step in found.steps:
         out.print(f"\n[bold]{step.step}[/bold]", soft_wrap=True)
-        out.print(f"  {step.meaning}", markup=False, soft_wrap=True)
+        out.print(f"  {_(step.meaning)}", markup=False, soft_wrap=True)
         if step.takes:
             out.print(f"  {_('Is asked with')}: {'; '.join(step.takes)}", markup=False, soft_wrap=True)
         if step.keeps:
@@ -134,6 +134,7 @@ def approve(
         int, typer.Option(min=1, help="How many calls the site answers in all, over all runs.")
     ] = MOST_CALLS,
     officer: Annotated[str, typer.Option(help="Who approves, for the record.")] = "",
+    lang: Language = "en",
     json: AsJson = False,
 ) -> None:
     """Approve a study: a signed record, in the ledger, of its hash, steps, package hashes, table version and last day."""
@@ -169,12 +170,12 @@ def approve(
         print_json({"site": site.name, "study": loaded.hash, "until": last.isoformat(), "table_version": table.version,
                     "steps": names, "packages": packages, "ledger_row": head.number})  # fmt: skip
         return
-    out.print(
-        f"{site.name} approves {loaded.name} ({loaded.hash[:16]}) until {last}; row {head.number} of its ledger.",
-        soft_wrap=True,
-    )
+    _ = translator(lang)
+    say(_("{site} approves {study} ({hash}) until {until}; row {row} of its ledger."), site=site.name, study=loaded.name,
+        hash=loaded.hash[:16], until=last, row=head.number)  # fmt: skip
     for package in packages:
-        out.print(f"  {package.name} {package.version}, files {package.sha256[:16]}")
+        say("  " + _("Package: {name} {version}, files {hash}"), name=package.name, version=package.version,
+            hash=package.sha256[:16])  # fmt: skip
 
 
 def _last_day(until: str) -> date:
@@ -192,7 +193,10 @@ def _last_day(until: str) -> date:
 @app.command()
 def revoke(
     folder: SiteFolderPath,
-    study: Annotated[str, typer.Argument(help="The study.yaml that was approved, or the beginning of its hash.")],
+    study: Annotated[
+        str, typer.Argument(help="The study.yaml that was approved, its name, or the beginning of its hash.")
+    ],
+    lang: Language = "en",
     json: AsJson = False,
 ) -> None:
     """Withdraw an approval. The site answers no further call of this study, also in a run that is under way."""
@@ -202,20 +206,26 @@ def revoke(
     wanted = load_study(study).hash if Path(study).exists() else study
     with _ledger(site) as db:
         approved = _approved(db, site.name)
-        found = [study_hash for study_hash in approved if study_hash.startswith(wanted)]
+        found = [study_hash for study_hash in approved if study_hash.startswith(wanted) and len(wanted) >= 8]
+        found = found or [study_hash for study_hash, name in approved.items() if name == wanted]
         # From another version of the file nothing would be withdrawn, and the officer would think it was.
-        if len(found) != 1 or len(wanted) < 8:
+        if len(found) != 1:
             standing = ", ".join(f"{name} {study_hash[:12]}" for study_hash, name in approved.items()) or "none"
             raise PolicyViolation(
                 f"site {site.name!r} has not approved the study of the hash {wanted[:16]}; nothing was withdrawn. "
                 f"Name one that stands by its hash: {standing}"
+                if not found
+                else f"site {site.name!r} has approved {len(found)} versions of {wanted}; nothing was withdrawn. "
+                f"Name one by its hash: {standing}"
             )
         key = load_signing_key(site.keys)
         head = sign_revocation(db, site=site.name, study_hash=found[0], key=key, at=_now())
     if json:
         print_json({"site": site.name, "study": found[0], "ledger_row": head.number})
         return
-    out.print(f"{site.name} has withdrawn its approval of {approved[found[0]]}; row {head.number} of its ledger.")
+    _ = translator(lang)
+    say(_("{site} has withdrawn its approval of {study}; row {row} of its ledger."), site=site.name,
+        study=approved[found[0]], row=head.number)  # fmt: skip
 
 
 def _approved(db: sqlite3.Connection, site: str) -> dict[str, str]:

@@ -9,16 +9,17 @@ from rich.table import Table
 
 from medfed.canonical import write_atomically
 from medfed.cli.console import AsJson, Language, out, print_json
-from medfed.data.build import build_table
-from medfed.data.build import check as check_data
+from medfed.cli.site_network import study_of
 from medfed.data.quality import Quality
 from medfed.data.site_folder import load_site
 from medfed.evaluation.quality_page import reason_text, render
 from medfed.language import number, translator
-from medfed.study import Study, load_study
+from medfed.study import Study
 
 SiteFolderPath = Annotated[Path, typer.Argument(help="The site's folder (holds site.yaml).")]
-StudyFile = Annotated[Path, typer.Argument(help="The study.yaml that was proposed.")]
+Proposed = Annotated[
+    str, typer.Argument(help="The study.yaml that was proposed, or its name or hash in the site's inbox.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -29,13 +30,16 @@ def register(app: typer.Typer) -> None:
 
 def check(
     folder: SiteFolderPath,
-    study: StudyFile,
+    study: Proposed,
     html: Annotated[Path | None, typer.Option(help="Also write the quality page here.")] = None,
     lang: Language = "en",
     json: AsJson = False,
 ) -> None:
     """Run the mapping and show what would be kept and why rows would be dropped. Writes no table; nothing leaves."""
-    site, loaded = load_site(folder), load_study(study)
+    from medfed.data.build import check as check_data  # half a second, for those who build only
+
+    site = load_site(folder)
+    loaded = study_of(site, study)
     quality = check_data(site, loaded)
     if html is not None:
         write_atomically(html, render(quality.to_dict(), loaded, site.title(lang), lang).encode())
@@ -45,9 +49,12 @@ def check(
         show_quality(quality, loaded, lang)
 
 
-def build(folder: SiteFolderPath, study: StudyFile, lang: Language = "en", json: AsJson = False) -> None:
+def build(folder: SiteFolderPath, study: Proposed, lang: Language = "en", json: AsJson = False) -> None:
     """Build the study table in the site's folder and print its version, which an approval names."""
-    site, loaded = load_site(folder), load_study(study)
+    from medfed.data.build import build_table
+
+    site = load_site(folder)
+    loaded = study_of(site, study)
     table, quality = build_table(site, loaded)
     if json:
         print_json({"version": table.version, **quality.to_dict()})

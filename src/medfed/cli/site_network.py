@@ -2,27 +2,30 @@
 
 import getpass
 import sys
+import time
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from medfed.cli.console import AsJson, Language, err, out, print_json
+from medfed.cli.console import AsJson, Language, err, out, print_json, say
 from medfed.cli.network import need_network, run_in_foreground, start_in_background
 from medfed.cli.run import clock_time
-from medfed.data.build import open_table
 from medfed.data.site_folder import SiteFolder, load_site
+from medfed.data.stored import open_table
 from medfed.errors import FederationError, MedfedError, PolicyViolation
 from medfed.evaluation.study_run import step_names, steps_of
 from medfed.federation.approval import packages_of
 from medfed.federation.policy import load_policy
 from medfed.federation.preview import preview as preview_of
-from medfed.language import Translate, translator
+from medfed.language import Translate, meaning_of, translator
 from medfed.study import Study
 
 Folder = Annotated[Path, typer.Argument(help="The site's folder (holds site.yaml).")]
 SERVICE = "medfed.engines.nvflare.site_service"
+LONG_SILENCE = 60.0
 
 
 def register(app: typer.Typer) -> None:
@@ -44,14 +47,21 @@ def join(
         ),
     ] = "",
     fingerprint: Annotated[str, typer.Option(help="The fingerprint that was read out; it must match the file.")] = "",
+    lang: Language = "en",
     json: AsJson = False,
 ) -> None:
     """Join a consortium with a kit. Nothing is sent before `medfed site start`."""
     need_network()
+    from medfed.engines.nvflare.join import SiteNetwork
     from medfed.engines.nvflare.join import join as join_with
     from medfed.engines.nvflare.kit import fingerprint_of, open_kit
+    from medfed.engines.nvflare.processes import ServiceLock
 
-    site = load_site(folder)
+    _, site = translator(lang), load_site(folder)
+    if (process := ServiceLock(SiteNetwork(site).run).holder()) is not None:
+        raise FederationError(
+            f"the service of {site.name!r} runs (process {process}); stop it first, then join. Nothing was done"
+        )
     if not kit.exists():
         raise FederationError(f"{kit} does not exist; ask the coordinator for the kit")
     found = fingerprint_of(kit.read_bytes())
@@ -60,25 +70,22 @@ def join(
             f"{kit} has the fingerprint {found}, not {fingerprint}: it is not the file that was sent. Nothing was done"
         )
     if not code:
-        err.print(f"Fingerprint of the kit, to be compared on the phone: {found}", markup=False)
-        code = getpass.getpass("Code of the kit: ") if sys.stdin.isatty() else sys.stdin.readline()
+        err.print(_("Fingerprint of the kit, to be compared on the phone: {found}").format(found=found), markup=False)
+        code = getpass.getpass(_("Code of the kit: ")) if sys.stdin.isatty() else sys.stdin.readline()
     membership = join_with(site, open_kit(kit, code))
     if json:
         print_json({"site": site.name, "consortium": membership.name, "host": membership.host, "port": membership.port})
         return
-    out.print(
-        f"{site.name} is a site of {membership.name}, coordinator {membership.host}:{membership.port}.", soft_wrap=True
-    )
-    out.print(
-        f"Next: `medfed site preflight {folder}`, then `medfed site start {folder}`. The kit can be deleted.",
-        soft_wrap=True,
-    )
+    say(_("{site} is a site of {consortium}, coordinator {host}:{port}."), site=site.name, consortium=membership.name,
+         host=membership.host, port=membership.port)  # fmt: skip
+    say(_("Delete the kit. Next: `medfed site preflight {folder}`, then `medfed site start {folder}`."), folder=folder)
 
 
 def start(
     folder: Folder,
     foreground: Annotated[bool, typer.Option(help="Stay, as systemd wants it.")] = False,
     lift_halt: Annotated[bool, typer.Option(help="Take an earlier halt back.")] = False,
+    lang: Language = "en",
     json: AsJson = False,
 ) -> None:
     """Start the site's service. It connects to the coordinator; nothing connects to the site."""
@@ -86,44 +93,49 @@ def start(
     from medfed.engines.nvflare.join import SiteNetwork
     from medfed.engines.nvflare.processes import ServiceLock
 
-    network = SiteNetwork(load_site(folder))
+    _, network = translator(lang), SiteNetwork(load_site(folder))
     network.membership()
+    lock = ServiceLock(network.run)
     if network.is_halted:
         if not lift_halt:
             raise PolicyViolation(
                 f"site {network.site.name!r} was halted; when its officer agrees, `medfed site start {folder} --lift-halt`"
             )
         network.lift_halt()
+        if (running := lock.holder()) is not None:  # as under systemd, which starts a halted service again
+            if json:
+                print_json({"site": network.site.name, "process": running, "log": str(network.log)})
+            else:
+                say(_("The halt is lifted; the service was running (process {process})."), process=running)
+            return
     if foreground:
         run_in_foreground(SERVICE, folder)
-    door, lock = network.run / "door", ServiceLock(network.run)
-    process = start_in_background(SERVICE, folder, network.log, door.exists, lock.holder)
+    process = start_in_background(SERVICE, folder, network.log, (network.run / "door").exists, lock.holder)
     if json:
         print_json({"site": network.site.name, "process": process, "log": str(network.log)})
         return
-    out.print(
-        f"{network.site.name} serves (process {process}). `medfed site status {folder}` says how it stands.",
-        soft_wrap=True,
-    )
+    say(_("The service of {site} runs (process {process}). `medfed site status {folder}` says how it stands."),
+         site=network.site.name, process=process, folder=folder)  # fmt: skip
 
 
-def stop(folder: Folder, json: AsJson = False) -> None:
+def stop(folder: Folder, lang: Language = "en", json: AsJson = False) -> None:
     """Stop the site's service and all that it started. Runs wait for the site till their deadline."""
     need_network()
     from medfed.engines.nvflare.join import SiteNetwork
     from medfed.engines.nvflare.processes import ServiceLock
 
-    site = load_site(folder)
+    _, site = translator(lang), load_site(folder)
     was = ServiceLock(SiteNetwork(site).run).stop_holder()
     if json:
         print_json({"site": site.name, "stopped": was})
         return
-    out.print(f"{site.name} has stopped." if was else f"{site.name} was not running.")
+    say(_("The service of {site} has stopped.") if was else _("The service of {site} was not running."), site=site.name)
 
 
 def halt(
     folder: Folder,
     why: Annotated[str, typer.Option(help="Why, for the record.")] = "",
+    lang: Language = "en",
     json: AsJson = False,
 ) -> None:
     """Emergency: nothing more leaves this site, at once and until `medfed site start --lift-halt`."""
@@ -131,16 +143,15 @@ def halt(
     from medfed.engines.nvflare.join import SiteNetwork
     from medfed.engines.nvflare.processes import ServiceLock
 
-    site = load_site(folder)
+    _, site = translator(lang), load_site(folder)
     network = SiteNetwork(site)
     network.halt(why)  # first: whatever still runs refuses from here on
     was = ServiceLock(network.run).stop_holder(patience=2.0)
     if json:
         print_json({"site": site.name, "halted": True, "was_running": was})
         return
-    out.print(
-        f"{site.name} is halted. Nothing leaves it until `medfed site start {folder} --lift-halt`.", soft_wrap=True
-    )
+    say(_("{site} is halted. Nothing leaves it until `medfed site start {folder} --lift-halt`."),
+         site=site.name, folder=folder)  # fmt: skip
 
 
 def status(folder: Folder, lang: Language = "en", json: AsJson = False) -> None:
@@ -154,17 +165,22 @@ def status(folder: Folder, lang: Language = "en", json: AsJson = False) -> None:
         return
     _ = translator(lang)
     if found["halted"]:
-        out.print(_("Halted: nothing leaves the site."))
+        say(_("Halted: nothing leaves the site until `medfed site start {folder} --lift-halt`."), folder=folder)
     elif not found["joined"]:
         out.print(_("The site has joined no consortium."))
     elif not found["served"]:
         out.print(_("The service is not running; nothing leaves the site."))
     else:
         out.print(_("The service is running."))
-        heard = clock_time(found["heard"]) if found["heard"] else _("not yet")
-        out.print(_("Coordinator last heard: {when}").format(when=heard))
+        heard, ago = found["heard"], time.time() - found["heard"]
+        say(_("Coordinator last heard: {when}"), when=clock_time(heard) if heard else _("not yet"))
+        if not heard or ago > LONG_SILENCE:
+            say(
+                _("It is not connected now; `medfed site preflight {folder}` says what stands in the way."),
+                folder=folder,
+            )
         if found["working"]:
-            out.print(_("A step has been running since {since}.").format(since=clock_time(found["working"])))
+            say(_("A step has been running since {since}."), since=clock_time(found["working"]))
 
 
 def inbox(
@@ -233,7 +249,8 @@ def _show_proposal(box: Any, name: str, lang: str, json: bool) -> None:
     out.print(f"{_('Sites')}: {', '.join(study.sites.invited)}", soft_wrap=True)
     _show_changes(earlier is not None, changed, _)
     for package in packages:
-        out.print(f"{_('Package')}: {package.name} {package.version} {package.sha256[:16]}")
+        say(_("Package: {name} {version}, files {hash}"), name=package.name, version=package.version,
+             hash=package.sha256[:16])  # fmt: skip
     table_of = Table(title=_("Variables"), title_justify="left", show_edge=False)
     for heading in (_("Name"), _("Meaning"), _("Unit"), _("Role")):
         table_of.add_column(heading)
@@ -244,11 +261,10 @@ def _show_proposal(box: Any, name: str, lang: str, json: bool) -> None:
     out.print(table_of)
     if found is None:
         for step in steps_of(study):
-            out.print(
-                f"  {step.name.rpartition('.')[2]}: {(step.function.__doc__ or '').strip().splitlines()[0]}",
-                markup=False,
-            )
-        out.print(_("What would leave, and its cost, is shown once the table is built: `medfed site build`."))
+            meaning = _(meaning_of(step.function.__doc__))
+            out.print(f"  {step.name.rpartition('.')[2]}: {meaning}", markup=False, soft_wrap=True)
+        say(_("What would leave, and its cost, is shown once the table is built: `medfed site build {folder} {study}`."),
+             folder=box.site.folder, study=study.hash[:12])  # fmt: skip
         out.print(not_built, markup=False, soft_wrap=True)
     else:
         show_preview(found, lang)
@@ -286,6 +302,7 @@ def decline(
     folder: Folder,
     study: Annotated[str, typer.Argument(help="Name, or the beginning of the hash, of the study in the inbox.")],
     reason: Annotated[str, typer.Option(help="Why. The coordinator reads it.")] = "",
+    lang: Language = "en",
     json: AsJson = False,
 ) -> None:
     """Refuse a proposed study, with a reason that the coordinator reads. An approval of it is withdrawn."""
@@ -301,10 +318,9 @@ def decline(
     if json:
         print_json({"site": box.site.name, "study": proposal.study.hash, "declined": True})
         return
-    out.print(
-        f"{box.site.name} declines {proposal.study.name} ({proposal.study.hash[:16]}); it is in the ledger.",
-        soft_wrap=True,
-    )
+    _ = translator(lang)
+    say(_("{site} declines {study} ({hash}); it is in the ledger."), site=box.site.name,
+         study=proposal.study.name, hash=proposal.study.hash[:16])  # fmt: skip
 
 
 def install_service(
@@ -313,16 +329,18 @@ def install_service(
     to: Annotated[
         Path | None, typer.Option("--out", help="Where to write the two files. Default: the site's folder.")
     ] = None,
+    lang: Language = "en",
     json: AsJson = False,
 ) -> None:
     """Write a systemd unit and an environment file for the site's service, and say how to switch it on."""
     from medfed.engines.nvflare.units import site_unit
 
     site = load_site(folder)
-    show_units(site_unit(site.folder.resolve(), site.name, user or getpass.getuser()), to or site.folder, json)
+    files = site_unit(site.folder.resolve(), site.name, user or getpass.getuser(), (to or site.folder).resolve())
+    show_units(files, to or site.folder, translator(lang), json)
 
 
-def show_units(files: dict[str, str], folder: Path, json: bool) -> None:
+def show_units(files: dict[str, str], folder: Path, _: Translate, json: bool) -> None:
     """Write the files of a systemd unit and say what to do with them."""
     from medfed.canonical import write_atomically
 
@@ -334,10 +352,10 @@ def show_units(files: dict[str, str], folder: Path, json: bool) -> None:
         return
     for name in files:
         out.print(str(folder / name), soft_wrap=True)
-    out.print(
-        f"sudo cp {(folder / unit).resolve()} /etc/systemd/system/ && sudo systemctl enable --now {unit}",
-        soft_wrap=True,
-    )
+    say(_("Switch it on: {command}"), command=f"sudo cp {quote(str((folder / unit).resolve()))} /etc/systemd/system/"
+         f" && sudo systemctl enable --now {unit}")  # fmt: skip
+    say(_("From then on systemd keeps it running: stop and start it with `sudo systemctl stop|start {unit}`, and read what it says with `journalctl -u {unit}`."),
+         unit=unit)  # fmt: skip
 
 
 def study_of(site: SiteFolder, text: str) -> Study:

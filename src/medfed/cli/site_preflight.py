@@ -58,7 +58,7 @@ def preflight(
         ]
         print_json({"ready": not failed, "findings": shown})
     elif failed:
-        out.print(_("{count} checks failed.").format(count=failed), style="bold red", markup=False)
+        out.print(_("Checks that failed: {count}.").format(count=failed), style="bold red", markup=False)
     else:
         out.print(_("No check failed."), style="bold green", markup=False)
     if failed:

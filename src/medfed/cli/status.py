@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from medfed.cli.console import AsJson, Language, out, print_json
+from medfed.cli.console import AsJson, Language, out, print_json, say
 from medfed.cli.run import clock_time
-from medfed.engines.standing import NetworkStanding, network_standing
+from medfed.engines.standing import NOT_SAID, NetworkStanding, network_standing
 from medfed.errors import FederationError
 from medfed.federation.status import RunStatus, status_of
 from medfed.language import Translate, translator
@@ -84,19 +84,20 @@ def next_of(run: RunStatus, _: Translate) -> str:
     if run.state == "running":
         if run.until is None or not run.waiting:
             return _("answers are being collected")
-        values = {"until": clock_time(run.until), "answered": run.answered, "minimum": run.minimum,
-                  "missing": run.minimum - run.answered}  # fmt: skip
+        values = {"until": clock_time(run.until), "answered": run.answered, "minimum": run.minimum}
         if run.answered >= run.minimum:
             return _(
                 "they are waited for until {until}; then the call goes on without them ({answered} have answered, the study needs {minimum})"
             ).format(**values)
         return _(
-            "at {until} the run stops, unless {missing} more have answered (the study needs {minimum}); then `medfed resume` asks again"
+            "at {until} the run stops if fewer than {minimum} have answered by then ({answered} have so far); `medfed resume` then asks again"
         ).format(**values)
     if run.state == "finished":
         return ""
     hint = _("go on with `medfed resume`")
-    return f"{run.reason} – {hint}" if run.reason else hint
+    if "`medfed resume`" in run.reason:
+        return _(run.reason)
+    return f"{_(run.reason)} – {hint}" if run.reason else hint
 
 
 def _state(state: str, _: Translate) -> str:
@@ -121,13 +122,13 @@ def _show_network(network: NetworkStanding, _: Translate) -> None:
             "starting": _("starting"),
             "lost": _("lost; a new one is being started"),
             "none": _("none; it starts when a site connects"),
+            "unknown": _(NOT_SAID),
         }
-        out.print(
-            _("Dispatcher: {state} since {since}").format(
-                state=names.get(network.dispatcher, network.dispatcher), since=clock_time(network.dispatcher_since)
-            ),
-            markup=False,
-        )
+        state = names.get(network.dispatcher, network.dispatcher)
+        if network.dispatcher_since:
+            say(_("Dispatcher, since {since}: {state}"), state=state, since=clock_time(network.dispatcher_since))
+        else:
+            say(_("Dispatcher: {state}"), state=state)
     table = Table(show_edge=False)
     for heading in (_("Site"), _("State"), _("Since"), _("Why")):
         table.add_column(heading)

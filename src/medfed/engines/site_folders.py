@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from io import TextIOWrapper
 from pathlib import Path
 
-from medfed.data.build import open_table
 from medfed.data.site_folder import SiteFolder, load_site
+from medfed.data.stored import open_table
 from medfed.data.table import StudyTable
 from medfed.engines.facts import Heads, SiteFacts
 from medfed.errors import LedgerError, MappingError, PolicyViolation

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 FRESH_SECONDS = 6.0
+NOT_SAID = "the coordinator's service does not say"
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def _site(name: str, member: dict[str, Any], seen: dict[str, Any] | None) -> Sit
     if member["state"] != "joined":
         return SiteStanding(name, member["state"])
     if seen is None:
-        return SiteStanding(name, "unknown", why="the coordinator's service does not say")
+        return SiteStanding(name, "unknown", why=NOT_SAID)
     return SiteStanding(name, seen["state"], float(seen["since"]), str(seen["why"]), seen.get("working"))
 
 

@@ -1,5 +1,6 @@
 """What travels between coordinator and site: a call, one site's own part of it, and an answer or a failure."""
 
+import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -55,6 +56,7 @@ class Call:
     protection: Protection = "plain"
     phase: Phase = "answer"
     opening: Opening | None = None
+    inputs_hash: str = field(default="", compare=False, repr=False)
 
     @cached_property
     def key(self) -> str:
@@ -67,8 +69,14 @@ class Call:
         return (self.run.partition("/")[2], self.round, self.step, self.ordinal)
 
     @cached_property
+    def inputs_packed(self) -> bytes:
+        """The inputs as they travel to a site that has none of its own."""
+        return pack({"inputs": dict(self.inputs), "each": {}})
+
+    @cached_property
     def inputs_digest(self) -> str:
-        return digest(pack(self.inputs))
+        """SHA-256 of ``inputs_packed``; ``inputs_hash`` where an engine has verified it already."""
+        return self.inputs_hash or hashlib.sha256(self.inputs_packed).hexdigest()
 
     @cached_property
     def digest(self) -> str:

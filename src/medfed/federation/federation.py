@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medfed.canonical import canonical_json, digest, pack
-from medfed.errors import FederationError, LedgerError
+from medfed.errors import LISTED, FederationError, LedgerError
 from medfed.federation.call import Answer, Call, Failure, Own, Protection
 from medfed.federation.opening import check_bounds, counted_releases, decoded, entry_sizes
 from medfed.federation.packages import Method, step_name
@@ -21,6 +21,16 @@ from medfed.study import Study
 
 _NOTHING = Own()
 NOT_AS_DECLARED = "its answer is not what the step declares"
+TOO_FEW = (
+    "{answered} of {asked} sites answered '{step}', the study needs {needed} ({reasons}). "
+    "Mend what keeps them away, then `medfed resume`: the same question is asked again"
+)
+WITHOUT = {
+    "refused": "{site} refused: {reason}",
+    "failed": "{site} failed: {reason}",
+    "late": "{site} late: {reason}",
+    "unreachable": "{site} unreachable: {reason}",
+}
 
 
 @dataclass(frozen=True)
@@ -287,9 +297,6 @@ def _failures(outcome: Mapping[str, Any]) -> dict[str, Failure]:
 def _too_few(
     step: Step, asked: Sequence[str], counted: Sequence[str], failures: Mapping[str, Mapping[str, str]], needed: int
 ) -> str:
-    reasons = "; ".join(f"{site} {failure['kind']}: {failure['reason']}" for site, failure in sorted(failures.items()))
-    short = step.name.rpartition(".")[2]
-    return (
-        f"{len(counted)} of {len(asked)} sites answered {short!r}, the study needs {needed} ({reasons}). "
-        "Mend what keeps them away, then `medfed resume`: the same question is asked again"
-    )
+    reasons = (WITHOUT[f["kind"]].format(site=site, reason=f["reason"]) for site, f in sorted(failures.items()))
+    return TOO_FEW.format(answered=len(counted), asked=len(asked), step=step.name.rpartition(".")[2], needed=needed,
+                          reasons=LISTED.join(reasons))  # fmt: skip

@@ -5,7 +5,9 @@ change of order breaks the chain; what is cut off at the end is found through th
 coordinator holds. One store may hold many sites (what-ifs): each has a chain of its own.
 """
 
+import contextlib
 import hashlib
+import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -65,6 +67,8 @@ class SignedHead:
 
 def open_store(path: Path, durability: Durability) -> sqlite3.Connection:
     """Open (and make) a site store. ``call`` syncs every commit to disk; ``process`` survives kill -9, not power loss."""
+    with contextlib.suppress(OSError):  # readable by its owner only; SQLite gives its other files the same mode
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     try:
         db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=128)
         db.execute("pragma journal_mode=wal")

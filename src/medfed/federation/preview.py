@@ -12,6 +12,10 @@ from medfed.federation.policy import Policy
 from medfed.federation.step import Count, Reply, Step, Sum, shape_of
 from medfed.study import Study
 
+NOT_ALLOWED = "the site's policy does not allow this step"
+NOT_LISTED = "the policy does not list {names} under replies"
+TOO_MANY = "more values for each patient than the policy allows ({kind})"
+
 
 @dataclass(frozen=True)
 class ReleasePreview:
@@ -88,15 +92,15 @@ def _step(study: Study, table: StudyTable, policy: Policy, step: Step, protectio
     held = None
     full_name = step_name(step)
     if not policy.allows_step(full_name):
-        held = "the site's policy does not allow this step"
+        held = NOT_ALLOWED
     elif unlisted := [r.name for r in releases if r.kind == "reply" and r.name not in policy.replies]:
-        held = f"the policy does not list {', '.join(unlisted)} under replies"
+        held = NOT_LISTED.format(names=", ".join(unlisted))
     elif not policy.site_terms_visible and any(
         isinstance(declared, Reply) and declared.site_terms for declared in step.releases.values()
     ):
         held = SITE_TERMS
     elif over := [k for k, v in amounts.items() if v > policy.values_per_patient.get(k, 0.0) * view.patients]:  # type: ignore[call-overload]
-        held = f"more values for each patient than the policy allows ({over[0]})"
+        held = TOO_MANY.format(kind=over[0])
     else:
         held = judge_rows(table.on("all"), view, study, policy, protection, ())
     return StepPreview(

@@ -65,12 +65,16 @@ class StatusFile:
         """A site is not simply answering; written when that is news."""
         with self._lock:
             known = self._waits.get(waiting.site)
-            if known is None or (known.state, known.why) != (waiting.state, waiting.why):
+            moved = known is not None and waiting.until > known.until + 1.0  # the clock stood still
+            if known is None or moved or (known.state, known.why) != (waiting.state, waiting.why):
                 self._waits[waiting.site] = waiting
                 self._write_waits()
 
     def _write_waits(self) -> None:
-        content = {w.site: {"state": w.state, "since": w.since, "why": w.why} for w in list(self._waits.values())}
+        content = {
+            w.site: {"state": w.state, "since": w.since, "why": w.why, "until": w.until}
+            for w in list(self._waits.values())
+        }
         temporary = self.sites_path.with_suffix(".new")
         temporary.write_text(json.dumps(content))
         temporary.replace(self.sites_path)
@@ -175,7 +179,9 @@ def _status(store: RunnerStore, row: Mapping[str, Any], now: Mapping[str, Any]) 
         ended=row["ended"],
         path=str(mine.get("path", "")),
         waits=tuple(_waiting_for(site, mine) for site in waiting),
-        until=float(mine["until"]) if open_call else None,
+        until=max([float(mine["until"]), *(float(w.get("until", 0)) for w in mine["waits"].values())])
+        if open_call
+        else None,
         minimum=int(mine.get("minimum", 0)),
         answered=len(mine.get("sites", ())) - len(waiting),
     )

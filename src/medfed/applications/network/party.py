@@ -17,6 +17,8 @@ import psutil
 from medfed.errors import MedfedError
 
 FIRST_USER = 61_000
+NOT_ADMINISTRATOR = "all parties run as you: only the administrator may start processes as other users"
+NOT_READABLE = "all parties run as you: other users can't read this folder or this Python"
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def separate_users(folder: Path, count: int) -> tuple[list[int | None], str]:
     The numbers need no account: nothing outside ``folder`` is changed.
     """
     if os.geteuid() != 0:
-        return [None] * count, "all parties run as you: only the administrator may start processes as other users"
+        return [None] * count, NOT_ADMINISTRATOR
     numbers: list[int | None] = [FIRST_USER + index for index in range(count)]
     probe = "import os, medfed; os.stat('sites')"
     try:
@@ -97,7 +99,7 @@ def separate_users(folder: Path, count: int) -> tuple[list[int | None], str]:
             capture_output=True, check=True,
         )  # fmt: skip
     except (OSError, subprocess.CalledProcessError):
-        return [None] * count, "all parties run as you: other users can't read this folder or this Python"
+        return [None] * count, NOT_READABLE
     return numbers, ""
 
 

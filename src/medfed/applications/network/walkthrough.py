@@ -29,6 +29,17 @@ from medfed.study import Study, load_study
 MARK = ".medfed-network-demo"
 CALLS_BEFORE_THE_KILLS = 3
 
+# What there is to see, told in the reader's language where it is shown.
+CONNECTED = "{count} sites are connected over mutual TLS after {seconds} s"
+KILLED_SITE = "kill -9 of {count} processes of {site}, after {calls} calls"
+KILLED_COORDINATOR = "kill -9 of {count} processes of the coordinator, the runner among them"
+WAITED_FOR = "medfed status: {site} is waited for: {why}"
+ANSWERS = "medfed status: {site} answers"
+THE_RUN_IS = "medfed status: the run is {state}"
+SAME = "{study}: {seconds} s, counted {sites}, the same bits"
+OTHER = "{study}: {seconds} s, counted {sites}, NOT the same bits"
+NOTHING_LEFT = "no process and no port is left"
+
 
 @dataclass(frozen=True)
 class Said:
@@ -68,7 +79,9 @@ class Found:
 class Demo:
     """The parties of one consortium below a folder, and what they do."""
 
-    def __init__(self, folder: Path, name: str, sites: Sequence[str], studies: Sequence[Study], say: Say) -> None:
+    def __init__(
+        self, folder: Path, name: str, sites: Sequence[str], studies: Sequence[Study], say: Say, lang: str = "en"
+    ) -> None:
         self.folder = folder
         self.name = name
         self.studies = studies
@@ -76,8 +89,11 @@ class Demo:
         self.port = free_port()
         folder.chmod(0o711)
         numbers, self.why_one_user = separate_users(folder, len(sites) + 1)
-        self.coordinator = Party("coordinator", folder / "coordinator-machine", numbers[0])
-        self.sites = {site: Party(site, folder / "sites" / site, numbers[i + 1]) for i, site in enumerate(sites)}
+        speaks = {"MEDFED_LANG": lang}
+        self.coordinator = Party("coordinator", folder / "coordinator-machine", numbers[0], speaks)
+        self.sites = {
+            site: Party(site, folder / "sites" / site, numbers[i + 1], speaks) for i, site in enumerate(sites)
+        }
 
     def set_up(self) -> None:
         """consortium.yaml, kits, every site joins; services start; until all are connected."""
@@ -117,7 +133,7 @@ class Demo:
         lines = self._each(joins)
         took = wait_until(lambda: self.connected() == set(self.sites), 90, "that all sites are connected")
         self.say(Said("Every site joins with its kit and starts its service; connections go out from the sites only",
-                      (*lines.values(), f"{len(self.sites)} connected over mutual TLS after {took:.0f} s")))  # fmt: skip
+                      (*lines.values(), CONNECTED.format(count=len(self.sites), seconds=f"{took:.0f}"))))  # fmt: skip
 
     def approve(self) -> None:
         """Propose the studies; the sites' officers decide."""
@@ -146,15 +162,16 @@ class Demo:
             120,
             "that the run is under way",
         )
-        said.append(f"kill -9 of {site.kill()} processes of {kill}, after {self.calls(study.name)} calls")
+        said.append(KILLED_SITE.format(count=site.kill(), site=kill, calls=self.calls(study.name)))
         if process.poll() is not None:
             raise MedfedError("the run ended before anything was killed: " + self.coordinator.finish(process, "run"))
         wait_until(lambda: kill in self.waited_for(), 60, f"that {kill} is waited for")
-        said.append(f"medfed status: {self.status_line(kill)}")
+        said.append(self.status_line(kill))
         process.kill()
         process.communicate()
-        said.append(f"kill -9 of {self.coordinator.kill() + 1} processes of the coordinator, the runner among them")
-        said.append(f"medfed status: {self.coordinator.ask('status', '-c', str(home))['runs'][-1]['state']}")
+        said.append(KILLED_COORDINATOR.format(count=self.coordinator.kill() + 1))
+        state = self.coordinator.ask("status", "-c", str(home))["runs"][-1]["state"]
+        said.append(THE_RUN_IS.format(state=state))
         self.coordinator.type("coordinator", "start", "-c", str(home))
         site.type("site", "start", str(site.folder))
         self.say(
@@ -178,7 +195,7 @@ class Demo:
 
     def status_line(self, site: str) -> str:
         wait = self.waited_for().get(site)
-        return f"{site} is waited for: {wait['why']}" if wait else f"{site} answers"
+        return WAITED_FOR.format(site=site, why=wait["why"]) if wait else ANSWERS.format(site=site)
 
     @property
     def store(self) -> Path:
@@ -243,8 +260,8 @@ def prepare(folder: Path) -> None:
     (folder / MARK).write_text("made by the network demo; a later one replaces it\n")
 
 
-def walk(folder: Path, say: Say, *, heart: Path | None = None) -> Found:
-    """Indomethacin, and heart where ``heart`` holds its files; each over a network of its own."""
+def walk(folder: Path, say: Say, *, heart: Path | None = None, lang: str = "en") -> Found:
+    """Indomethacin, and heart where ``heart`` holds its files; each over a network of its own. lang: the commands'."""
     prepare(folder)
     first = folder / "indomethacin"
     first.mkdir()
@@ -252,12 +269,12 @@ def walk(folder: Path, say: Say, *, heart: Path | None = None) -> Found:
     for name in HOSPITALS:
         set_up_site(first, name)
     studies = [load_study(example(name) / "study.yaml") for name in ("indomethacin", "ercp-risk")]
-    found = [_one(first, "indomethacin-trial", HOSPITALS, studies, say, killed="indiana")]
+    found = [_one(first, "indomethacin-trial", HOSPITALS, studies, say, killed="indiana", lang=lang)]
     if heart is not None:
         second = folder / "heart"
         second.mkdir()
         names = list(prepare_heart(heart, second))
-        found.append(_one(second, "heart-disease", names, [heart_study()], say, killed=None))
+        found.append(_one(second, "heart-disease", names, [heart_study()], say, killed=None, lang=lang))
     return Found(
         folder,
         found[0].port,
@@ -268,13 +285,20 @@ def walk(folder: Path, say: Say, *, heart: Path | None = None) -> Found:
 
 
 def _one(
-    folder: Path, name: str, sites: Sequence[str], studies: Sequence[Study], say: Say, *, killed: str | None
+    folder: Path,
+    name: str,
+    sites: Sequence[str],
+    studies: Sequence[Study],
+    say: Say,
+    *,
+    killed: str | None,
+    lang: str,
 ) -> Found:
     alone = folder / "one-process"
     for site in sites:
         (alone / "sites" / site).mkdir(parents=True)
         copy_site(folder / "sites" / site, alone / "sites" / site)
-    demo = Demo(folder, name, sites, studies, say)
+    demo = Demo(folder, name, sites, studies, say, lang)
     if demo.why_one_user:
         say(Said("One system user for all parties", (demo.why_one_user,)))
     compared = []
@@ -290,10 +314,11 @@ def _one(
             compared.append(
                 Compared(study.name, counted, over_network == alone_bytes, len(over_network), seconds, faults, page)
             )
-            say(Said("The study has run over the network, and again in one process",
-                     (f"{study.name}: {seconds:.1f} s, counted {', '.join(counted)}, "
-                      + ("the same bits" if compared[-1].same else "NOT the same bits"),)))  # fmt: skip
+            line = (SAME if compared[-1].same else OTHER).format(
+                study=study.name, seconds=f"{seconds:.1f}", sites=", ".join(counted)
+            )
+            say(Said("The study has run over the network, and again in one process", (line,)))
     finally:
         left = demo.stop()
-    say(Said("Everything is stopped", left or ("no process and no port is left",)))
+    say(Said("Everything is stopped", left or (NOTHING_LEFT,)))
     return Found(folder, demo.port, 1 if demo.why_one_user else len(sites) + 1, tuple(compared), left)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey
 from cryptography.x509.oid import NameOID
@@ -89,7 +89,7 @@ class Root:
                 raise FederationError(f"site {name!r}: its certificate request is for another name or badly signed")
             if not isinstance(public, RSAPublicKey) or not 2048 <= public.key_size <= 4096:
                 raise FederationError(f"site {name!r}: its certificate request has a key that is not RSA 2048 to 4096")
-        except (ValueError, InvalidSignature):
+        except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
             raise FederationError(f"site {name!r}: its certificate request can't be read") from None
         return self.issue(name, days=days, public=public).certificate
 
@@ -120,8 +120,20 @@ def belongs_together(certificate: bytes, key: bytes, root: bytes, name: str) -> 
         found = x509.load_pem_x509_certificate(certificate)
         private = serialization.load_pem_private_key(key, None)
         found.verify_directly_issued_by(x509.load_pem_x509_certificate(root))
-    except (ValueError, TypeError, InvalidSignature):
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
         return False
     names = [a.value for a in found.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
     as_der = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     return names == [name] and found.public_key().public_bytes(*as_der) == private.public_key().public_bytes(*as_der)
+
+
+def why_unusable(certificate: bytes, key: bytes, root: bytes, name: str, at: datetime | None = None) -> str:
+    """Why a site can't connect with what it holds, for its log; "" where it can. NVFLARE's own client would wait for ever."""
+    if not belongs_together(certificate, key, root, name):
+        return "certificate, key and root are damaged or don't belong together; ask the coordinator for a new kit"
+    found, when = x509.load_pem_x509_certificate(certificate), at or datetime.now(UTC)
+    if when < found.not_valid_before_utc:
+        return f"the certificate is valid from {found.not_valid_before_utc:%Y-%m-%d %H:%M} UTC; compare this machine's clock"
+    if when > found.not_valid_after_utc:
+        return f"the certificate ended on {found.not_valid_after_utc:%Y-%m-%d}; ask the coordinator for a new kit"
+    return ""

@@ -5,6 +5,7 @@ import hashlib
 import json
 import mmap
 import socket
+import struct
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any, Literal
 
 from medfed.engines.nvflare.envelope import COORDINATOR, Message, Sealer
 from medfed.engines.nvflare.frames import CHUNK, BadMessage, connect, parse, receive, send
-from medfed.engines.nvflare.parts import Incoming, part_count
+from medfed.engines.nvflare.parts import WHOLE_AT_MOST, Incoming, part_count
+from medfed.engines.nvflare.wire import is_hash, is_site_name
 from medfed.errors import FederationError
 from medfed.federation.keys import load_signing_key
 
@@ -46,7 +48,7 @@ class Channel:
             connection = self._connected(timeout + 5.0)
             text = json.dumps(header, separators=(",", ":"), ensure_ascii=False)
             send(connection, {"to": self.site, "timeout": timeout, "message": text}, message.blob)
-            reply, blob = receive(connection)
+            reply, blob = receive(connection, seconds=timeout + 5.0)
         except TimeoutError:
             self.close()
             raise Unanswered("silent") from None
@@ -58,10 +60,10 @@ class Channel:
             raise Unanswered("not verified") from None
         if error := reply.get("error"):
             raise Unanswered({"absent": "not in the dispatcher", "silent": "silent"}.get(str(error), "gone"))  # type: ignore[arg-type]
+        if reply.get("refused"):
+            raise Unanswered("refused")
         try:
             answer = parse(str(reply.get("message", "")))
-            if answer.get("refused"):
-                raise Unanswered("refused")
             found = self.sealer.read(answer, blob, sender=self.site, public=self.public_key, nonce=header["nonce"])
         except BadMessage:
             raise Unanswered("not verified") from None
@@ -89,7 +91,8 @@ class Channel:
     def put(self, data: bytes | memoryview | mmap.mmap, whole: str, *, timeout: float) -> None:
         """Send large inputs in parts, only those that the site lacks."""
         size = len(data)
-        here = set(self.ask(Message("have", {"whole": whole, "size": size}), timeout=timeout).content.get("parts", []))
+        found = self.ask(Message("have", {"whole": whole, "size": size}), timeout=timeout).content.get("parts")
+        here = {index for index in found if isinstance(index, int)} if isinstance(found, list) else set()
 
         def one(line: Channel, index: int) -> None:
             blob = bytes(data[index * CHUNK : (index + 1) * CHUNK])
@@ -99,7 +102,10 @@ class Channel:
 
     def fetch(self, payload: str, size: int, incoming: Incoming, *, timeout: float) -> mmap.mmap:
         """A large answer, in parts, only those that are not here yet; mapped, so that it takes no memory."""
-        here = set(incoming.parts(payload, size))
+        try:
+            here = set(incoming.parts(payload, size))
+        except BadMessage:
+            raise Unanswered("not verified") from None
 
         def one(line: Channel, index: int) -> None:
             part = line.ask(Message("fetch", {"payload": payload, "index": index}), timeout=timeout)
@@ -111,8 +117,8 @@ class Channel:
         except BadMessage:
             raise Unanswered("not verified") from None
         with open(path, "rb") as file:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        path.unlink()  # the mapping keeps it as long as it is used
+            data = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+        incoming.drop(payload)  # the mapping keeps it as long as it is used
         return data
 
     def _each(self, indices: list[int], one: Any) -> None:
@@ -155,19 +161,22 @@ def sites_in_dispatcher(relay: Path, timeout: float = 2.0) -> tuple[set[str], in
     try:
         with connect(relay, timeout=timeout) as connection:
             send(connection, {"list": True})
-            reply, _ = receive(connection)
+            reply, _ = receive(connection, seconds=timeout)
+            # The system's word on who listens there, not the other side's: that process is ended when it hangs.
+            process, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     except (OSError, EOFError, BadMessage):
         return None
-    sites = reply.get("sites", [])
-    return {str(site) for site in sites}, int(reply.get("pid", 0))
+    sites = reply.get("sites")
+    return {site for site in sites if is_site_name(site)} if isinstance(sites, list) else set(), process
 
 
 def payload_of(content: Mapping[str, Any]) -> tuple[str, int]:
     """Hash and size that an answer states."""
     payload, size = content.get("payload"), content.get("size")
-    if not isinstance(payload, str) or len(payload) != 64 or not isinstance(size, int) or size < 0:
+    whole = isinstance(size, int) and not isinstance(size, bool) and 0 <= size <= WHOLE_AT_MOST
+    if not is_hash(payload) or not whole:
         raise Unanswered("not verified")
-    return payload, size
+    return str(payload), int(str(size))
 
 
 def hash_of(data: bytes | mmap.mmap) -> str:

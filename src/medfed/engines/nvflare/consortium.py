@@ -8,7 +8,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +20,7 @@ from medfed.canonical import write_atomically
 from medfed.declarations import read_text, read_yaml, validate
 from medfed.engines.nvflare.wire import is_site_name
 from medfed.errors import FederationError
-from medfed.study.variables import Text
+from medfed.study.variables import Text, text_in
 
 Scheme = Literal["tcp", "grpc", "http"]
 
@@ -76,10 +76,14 @@ medfed: 1
 name: {name}
 title: {{en: "{name}", zh: "{name}"}}
 coordinator:
-  host: {host}        # the name by which every site's machine finds this one
-  port: {port}              # the one port that sites connect to; nothing connects to a site
-certificate_days: 365     # renewed by itself a month before
-sites: {{}}                 # titles for people: north-hospital: {{title: {{en: North Hospital, zh: 北方医院}}}}
+  # The name by which every site's machine finds this one. It stands in the certificate.
+  host: {host}
+  # The one port that sites connect to; nothing connects to a site.
+  port: {port}
+# Certificates are renewed by themselves, a month before they end.
+certificate_days: 365
+# What people read in reports: {{north: {{title: {{en: North Hospital, zh: 北方医院}}}}}}
+sites: {{}}
 """
 
 
@@ -151,6 +155,11 @@ class Network:
         return {name: member for name, member in self.members().items() if member.state == "joined"}
 
     def title(self, site: str, lang: str) -> str:
+        """What people read: as consortium.yaml has it now, else as it was when the site was invited."""
+        with suppress(FederationError):
+            entry = self.declared().sites.get(site)
+            if entry and entry.title:
+                return text_in(entry.title, lang)
         member = self.members().get(site)
         return member.title.get(lang, site) if member else site
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from medfed.engines.nvflare.envelope import Message
 from medfed.engines.nvflare.processes import ServiceLock, end_tree, nvflare_environment, spawn
 from medfed.engines.nvflare.proposals import deliver
 from medfed.engines.nvflare.renewal import RENEW_DAYS, renew_server, renew_site
+from medfed.engines.nvflare.wire import one_line
 from medfed.errors import MedfedError
 from medfed.federation.packages import installed_package
 
@@ -39,7 +41,21 @@ DEAD_AFTER = 4.0
 STALE_AFTER = 8.0
 START_TAKES_AT_MOST = 40.0
 FIRST_JOB_WAITS = 6.0
+AGAIN_AFTER = (0.0, 20.0, 60.0, 300.0, 900.0)  # seconds until the job is replaced for the same site again
 HEARTBEAT_FRESH = 12.0
+
+NOT_YET = "the site has not connected yet"
+NOT_CONNECTED = "the site is not connected to the coordinator"
+JOINS = "the site is connected; the dispatcher is being started with it"
+# What a person is told of a site that is away, by how it failed.
+AWAY = {
+    "silent": "the site does not answer",
+    "gone": "the site's service is not running or not reachable",
+    "no dispatcher": "the dispatcher is being started",
+    "not in the dispatcher": NOT_CONNECTED,
+    "not verified": "what the site answers is not signed with the key that is bound to its name",
+    "refused": "the site does not accept the coordinator's messages; compare clocks and versions",
+}
 
 
 @dataclass
@@ -48,7 +64,7 @@ class SiteState:
 
     state: str = "away"
     since: float = field(default_factory=time.time)
-    why: str = "the site has not connected yet"
+    why: str = NOT_YET
     medfed: str = ""
     package: str = ""
     working: float | None = None
@@ -80,6 +96,7 @@ class CoordinatorService:
         self.admin_heard = time.time()
         self.wanted = ""
         self.ending = threading.Event()
+        self.tried: defaultdict[str, tuple[int, float]] = defaultdict(lambda: (0, 0.0))  # since a site last answered
         self.package = installed_package("medfed", "medfed")
         self._pinging: set[str] = set()
         self._renewed_at = 0.0
@@ -107,9 +124,9 @@ class CoordinatorService:
                 state.failing = state.failing or time.time()
                 connected = time.time() - self.registered.get(name, 0.0) < HEARTBEAT_FRESH
                 if connected:
-                    state.become("joining", "the site is connected; the dispatcher is being started with it")
+                    state.become("joining", JOINS)
                 else:
-                    state.become("away", "the site is not connected to the coordinator")
+                    state.become("away", NOT_CONNECTED)
             elif name not in self._pinging:
                 self._pinging.add(name)
                 threading.Thread(target=self._ping, args=(name, member.public_key), daemon=True).start()
@@ -123,19 +140,20 @@ class CoordinatorService:
         except Unanswered as problem:
             state.failing = state.failing or time.time()
             if time.time() - state.failing > 2.0:
-                state.become("away", _AWAY.get(problem.why, "the site does not answer"))
+                state.become("away", AWAY.get(problem.why, AWAY["silent"]))
         else:
             state.failing = 0.0
             if content.get("state") == "failure":
-                state.become("away", str(content.get("reason", ""))[:300])
+                state.become("away", one_line(content.get("reason", ""), 300))
             else:
                 if state.state != "connected":
                     with contextlib.suppress(Unanswered, OSError, ValueError, KeyError):
                         deliver(self.network, self.sealer, name, public_key)
                 state.become("connected")
-                state.medfed, state.package = str(content.get("medfed", "")), str(content.get("package", ""))
+                self.tried.pop(name, None)
+                state.medfed, state.package = (one_line(content.get(name, ""), 64) for name in ("medfed", "package"))
                 working = content.get("working")
-                state.working = float(working) if isinstance(working, int | float) else None
+                state.working = float(working) if isinstance(working, int | float) and 0 < working < 2**40 else None
         finally:
             self._pinging.discard(name)
 
@@ -158,12 +176,22 @@ class CoordinatorService:
                 if self.job_state == "lost" and now - self.job_since > 0.5
                 else ("it does not answer" if now - self.relay_heard > STALE_AFTER else "")
             )
-        if missing := fresh - self.in_job:
+        if removed := self.in_job - set(self.network.joined()):
+            return f"{', '.join(sorted(removed))} was removed"
+        if missing := self._due(fresh - self.in_job):
             return f"{', '.join(sorted(missing))} came back"
-        dead = [
-            n for n in fresh & self.in_job if (s := self.sites.get(n)) and s.failing and now - s.failing > DEAD_AFTER
-        ]
+        dead = self._due(
+            {n for n in fresh & self.in_job if (s := self.sites.get(n)) and s.failing and now - s.failing > DEAD_AFTER}
+        )
         return f"{', '.join(sorted(dead))} is connected but does not answer in it" if dead else ""
+
+    def _due(self, names: set[str]) -> set[str]:
+        """Those for whom the job is replaced again: a site that never answers in it may not stop the others' work for ever."""
+        now = time.time()
+        due = {n for n in names if now - self.tried[n][1] >= AGAIN_AFTER[min(self.tried[n][0], len(AGAIN_AFTER) - 1)]}
+        for name in due:
+            self.tried[name] = (self.tried[name][0] + 1, now)
+        return due
 
     def administer(self) -> None:
         """In a thread of its own, since NVFLARE's session may block: who is registered, and the job."""
@@ -209,6 +237,7 @@ class CoordinatorService:
         self.in_job, self.job_process = set(), 0
         self.job = session.submit_job(str(self.network.job.resolve()))
         self._job("starting")
+        self.job_since = time.time()  # also where it was starting already: the next one gets its time too
 
     def _job(self, state: str) -> None:
         if state != self.job_state:
@@ -224,7 +253,8 @@ class CoordinatorService:
         if self._server_runs() and not stale:
             return
         if self.server is not None:
-            log.warning("NVFLARE's server %s; it is started again", "does not answer" if stale else "ended")
+            how = f"ended ({self.server.poll()})" if self.server.poll() is not None else "does not answer"
+            log.warning("NVFLARE's server %s; it is started again", how)
         end_tree(self.server, wait=0.5)
         if self.job_process:
             with contextlib.suppress(OSError):
@@ -307,16 +337,6 @@ class CoordinatorService:
             self.network.relay.unlink(missing_ok=True)
             self.network.state_path.unlink(missing_ok=True)
             log.warning("the coordinator's service has stopped")
-
-
-_AWAY = {
-    "silent": "the site does not answer",
-    "gone": "the site's service is not running or not reachable",
-    "no dispatcher": "the dispatcher is being started",
-    "not in the dispatcher": "the site is not connected to the coordinator",
-    "not verified": "what the site answers is not signed with the key that is bound to its name",
-    "refused": "the site does not accept the coordinator's messages; compare clocks and versions",
-}
 
 
 def _alive(process: int) -> bool:

@@ -4,8 +4,11 @@ A site's answer is asked for in short questions, so that it is known at every mo
 away; whatever breaks in between, the same question is asked again, and the site gives the bytes that it has sealed.
 """
 
+import contextlib
 import json
+import logging
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,17 +22,28 @@ from medfed.engines.facts import Heads, SiteFacts
 from medfed.engines.nvflare.channel import Channel, Unanswered, coordinator_sealer, hash_of, payload_of
 from medfed.engines.nvflare.consortium import Network
 from medfed.engines.nvflare.envelope import Message
-from medfed.engines.nvflare.frames import CHUNK
+from medfed.engines.nvflare.frames import CHUNK, SWITCH_SECONDS, BadMessage
 from medfed.engines.nvflare.parts import Incoming
-from medfed.engines.nvflare.wire import call_blob, call_content, read_failure
+from medfed.engines.nvflare.wire import (
+    call_blob,
+    call_content,
+    one_line,
+    read_failure,
+    read_figure,
+    read_number,
+    read_released,
+)
+from medfed.errors import FederationError
 from medfed.federation.call import Answer, Call, Failure, Own, Protection, Waiting
-from medfed.federation.ledger import Released
 from medfed.study import Study
+
+log = logging.getLogger("medfed.engine")
 
 PATIENCE = 15.0
 LONG_POLL = 8.0
 AGAIN_AFTER = 0.25
 FACTS_WAIT = 5.0
+STANDS_STILL_AT_MOST = 600.0
 # A site that was left out is asked again with every call, but not waited for.
 GRACE_FOR_THE_AWAY = 2.0
 
@@ -41,6 +55,12 @@ WHY = {
     "not verified": "what came back could not be verified",
     "refused": "the site did not accept the message; its clock, kit or version may be off",
 }
+NOT_INVITED = "the site was not invited into this consortium"
+REMOVED = "the site was removed"
+NOT_JOINED = "the site has a kit but has not joined yet"
+NOT_ASKED = "the coordinator could not ask the site"
+STILL_WORKING = "the site was still working when the deadline ({minutes} min) had passed"
+STILL_AWAY = "{why}, and the deadline ({minutes} min) has passed"
 
 
 @dataclass
@@ -50,6 +70,7 @@ class _Asked:
     until: float
     since: float
     worked: bool = False
+    stood_still: float = 0.0
 
 
 class Networked:
@@ -61,7 +82,7 @@ class Networked:
     def __init__(self, consortium: Path, study: Study) -> None:
         self.network = Network(consortium)
         self.study = study
-        self.members = self.network.members()
+        self.members, self._roster_written = self.network.members(), 0
         self.sites = tuple(study.sites.invited)
         self.on_wait: Callable[[Waiting], None] = lambda waiting: None
         self._sealer = coordinator_sealer(self.network.keys, self.network.identity())
@@ -70,10 +91,13 @@ class Networked:
             for site in self.sites
             if site in self.members and self.members[site].state == "joined"
         }
-        self._incoming = Incoming(self.network.folder / "incoming")
+        # A folder for each site: two of them may send the same bytes.
+        self._incoming = {site: Incoming(self.network.folder / "incoming" / site) for site in self._channels}
         self._away: set[str] = set()
         self._reasons: dict[str, str] = {}
         self._closing = threading.Event()
+        self._pool = ThreadPoolExecutor(max(len(self._channels), 1), thread_name_prefix="site")
+        sys.setswitchinterval(SWITCH_SECONDS)
 
     def use_relay(self, relay: Path) -> None:
         """Speak to another socket than the dispatcher's: a fault proxy's, or a recorder's."""
@@ -92,6 +116,8 @@ class Networked:
         answers: queue.SimpleQueue[tuple[str, Answer | Failure]] = queue.SimpleQueue()
         shared = call_content(call)
         common = call_blob(call, Own()) if not any(mine.each for mine in own.values()) else None
+        known = call.inputs_digest if common is not None else ""
+        self._leave_out_the_removed()
         for site, mine in own.items():
             if site not in self._channels:
                 answers.put((site, Failure("unreachable", self._not_a_member(site))))
@@ -101,7 +127,7 @@ class Networked:
             asked = _Asked(
                 time.time() + (min(GRACE_FOR_THE_AWAY, seconds) if site in self._away else seconds), time.time()
             )
-            threading.Thread(target=self._ask, args=(site, content, blob, asked, answers), daemon=True).start()
+            self._pool.submit(self._ask, site, content, blob, known or hash_of(blob), asked, answers)
         for _ in own:
             site, answer = answers.get()
             if call.phase != "head":
@@ -109,60 +135,90 @@ class Networked:
                 (self._away.add if late else self._away.discard)(site)
             yield site, answer
 
+    def _leave_out_the_removed(self) -> None:
+        """A site that was taken off the roster is asked nothing more, also in a run that is under way."""
+        with contextlib.suppress(FederationError, OSError):  # damaged in mid-run: as it was known before
+            written = self.network.roster_path.stat().st_mtime_ns
+            if written != self._roster_written:
+                self.members, self._roster_written = self.network.members(), written
+        for site in [s for s in list(self._channels) if s not in self.members or self.members[s].state != "joined"]:
+            with contextlib.suppress(KeyError):  # another thread was first
+                self._channels.pop(site).close()
+
     def _not_a_member(self, site: str) -> str:
         member = self.members.get(site)
         if member is None:
-            return "the site was not invited into this consortium"
-        return "the site was removed" if member.state == "removed" else "the site has a kit but has not joined yet"
+            return NOT_INVITED
+        return REMOVED if member.state == "removed" else NOT_JOINED
 
     def _ask(
-        self, site: str, content: dict[str, Any], blob: bytes, asked: _Asked, answers: "queue.SimpleQueue[Any]"
+        self,
+        site: str,
+        content: dict[str, Any],
+        blob: bytes,
+        blob_hash: str,
+        asked: _Asked,
+        answers: "queue.SimpleQueue[Any]",
     ) -> None:
         try:
-            answers.put((site, self._until_answered(self._channels[site], content, blob, asked)))
+            line = self._channels[site]
+            answers.put((site, self._until_answered(line, content, blob, blob_hash, asked)))
         except BaseException as problem:  # the iterator must hear of every site, whatever happens here
-            answers.put((site, Failure("failed", "the coordinator could not ask the site")))
+            log.exception("site %s could not be asked", site)
+            answers.put((site, Failure("failed", NOT_ASKED)))
             if not isinstance(problem, Exception):
                 raise
 
-    def _until_answered(self, line: Channel, content: dict[str, Any], blob: bytes, asked: _Asked) -> Answer | Failure:
+    def _until_answered(
+        self, line: Channel, content: dict[str, Any], blob: bytes, blob_hash: str, asked: _Asked
+    ) -> Answer | Failure:
         site, failing, pause = line.site, 0.0, AGAIN_AFTER
+        is_told = content["phase"] != "head"  # a ledger's end is asked for beside the run, which does not wait for it
         while not self._closing.is_set():
-            left = asked.until - time.time()
+            tried = time.time()
+            left = asked.until - tried
             if left <= 0:
                 break
             try:
                 found = self._one_question(
-                    line, content, blob, wait=min(LONG_POLL, left), patience=min(PATIENCE, left + 3)
+                    line, content, blob, blob_hash, wait=min(LONG_POLL, left), patience=min(PATIENCE, left + 3)
                 )
             except Unanswered as problem:
+                self._leave_out_the_removed()
+                if site not in self._channels:
+                    return Failure("unreachable", self._not_a_member(site))
                 failing = failing or time.time()
-                why = self._explain(site, problem.why)
-                self.on_wait(Waiting(site, "away", failing, why, asked.until))
+                if is_told and problem.why == "no dispatcher" and asked.stood_still < STANDS_STILL_AT_MOST:
+                    # Our own side is down: no site is late for that, so the clock stands still meanwhile.
+                    lost = time.time() - tried + min(pause, max(left, 0))
+                    asked.until, asked.stood_still = asked.until + lost, asked.stood_still + lost
+                why, since = self._explain(site, problem.why)
+                if is_told:
+                    self.on_wait(Waiting(site, "away", min(since or failing, failing), why, asked.until))
                 self._closing.wait(min(pause, max(left, 0)))
                 pause = min(2 * pause, 1.0)
                 continue
             failing, pause = 0.0, AGAIN_AFTER
             if found is None:
                 asked.worked = True
-                self.on_wait(Waiting(site, "working", asked.since, "", asked.until))
+                if is_told:
+                    self.on_wait(Waiting(site, "working", asked.since, "", asked.until))
                 continue
             return found
         minutes = f"{self.study.sites.deadline_seconds / 60:g}"
         if asked.worked:
-            return Failure("late", f"the site was still working when the deadline of {minutes} minutes had passed")
-        return Failure("unreachable", f"{self._last(site)}, and the deadline of {minutes} minutes has passed")
+            return Failure("late", STILL_WORKING.format(minutes=minutes))
+        return Failure("unreachable", STILL_AWAY.format(why=self._last(site), minutes=minutes))
 
     def _one_question(
-        self, line: Channel, content: dict[str, Any], blob: bytes, *, wait: float, patience: float
+        self, line: Channel, content: dict[str, Any], blob: bytes, blob_hash: str, *, wait: float, patience: float
     ) -> Answer | Failure | None:
         """The site's answer; None while it works."""
         asked = content | {"wait": wait}
         if len(blob) > CHUNK:
-            whole = hash_of(blob)
-            line.put(blob, whole, timeout=patience)
-            asked["whole"], blob = whole, b""
-        reply = line.ask(Message("call", asked, blob), timeout=wait + 7.0)
+            line.put(blob, blob_hash, timeout=patience)
+            asked["whole"], blob, blob_hash = blob_hash, b"", ""
+        reply = line.ask(Message("call", asked, blob, blob_hash=blob_hash), timeout=wait + 7.0)
         state = reply.content.get("state")
         if state == "working":
             return None
@@ -171,23 +227,25 @@ class Networked:
         if state != "answer":
             raise Unanswered("not verified")
         payload, size = payload_of(reply.content)
-        data: Any = reply.blob if size <= CHUNK else line.fetch(payload, size, self._incoming, timeout=patience)
-        if len(data) != size or (size <= CHUNK and hash_of(data) != payload):
+        data: Any = (
+            reply.blob if size <= CHUNK else line.fetch(payload, size, self._incoming[line.site], timeout=patience)
+        )
+        if len(data) != size or (size <= CHUNK and reply.blob_hash != payload):
             raise Unanswered("not verified")
         return Answer(data)
 
-    def _explain(self, site: str, why: str) -> str:
-        """Our sentence, or a better one that the coordinator's service has."""
-        text = WHY[why]
+    def _explain(self, site: str, why: str) -> tuple[str, float]:
+        """Our sentence, or a better one that the coordinator's service has, with the time since when (0: not known)."""
+        text, since = WHY[why], 0.0
         if why in ("not in the dispatcher", "silent", "gone"):
             try:
                 known = json.loads(self.network.state_path.read_text())["sites"][site]
                 if known.get("state") == "away":
-                    text = str(known["why"])
-            except (OSError, ValueError, KeyError):
+                    text, since = str(known["why"]), float(known["since"])
+            except (OSError, ValueError, KeyError, TypeError):
                 pass
         self._reasons[site] = text
-        return text
+        return text, since
 
     def _last(self, site: str) -> str:
         return self._reasons.get(site, WHY["silent"])
@@ -215,31 +273,32 @@ class Networked:
             approval = ledger = None
             if standing["state"] == "approved":
                 approval = {
-                    "until": str(standing["until"]),
+                    "until": one_line(standing["until"], 40),
                     "hash": self.study.hash,
-                    "table_version": str(standing["table_version"]),
+                    "table_version": one_line(standing["table_version"], 80),
                 }
             if head := found.get("head"):
                 # Whole as far as this side can see: the site signed this end, or one before it, while it could still be checked.
                 verified = site in heads and heads[site][0].number <= int(head["number"])
                 ledger = {
-                    "rows": int(head["number"]) + 1,
-                    "head": str(head["hash"]),
+                    "rows": read_number(head["number"]) + 1,
+                    "head": one_line(head["hash"], 64),
                     "verified": verified,
-                    "epsilon": float(head["spent"]),
+                    "epsilon": read_figure(head["spent"]),
                 }
             return SiteFacts(
                 title,
-                releases=tuple(Released(**each) for each in found.get("releases", [])),
+                releases=read_released(found.get("releases", [])),
                 approval=approval,
                 ledger=ledger,
-                minimum_cell=int(standing["minimum_cell"]),
+                minimum_cell=read_number(standing["minimum_cell"]),
                 usual_minimum=bool(standing["usual_minimum"]),
             )
-        except (Unanswered, KeyError, TypeError, ValueError):
+        except (Unanswered, BadMessage, KeyError, TypeError, ValueError, AttributeError):
             return SiteFacts(title)
 
     def close(self) -> None:
         self._closing.set()
+        self._pool.shutdown(wait=False, cancel_futures=True)
         for channel in self._channels.values():
             channel.close()

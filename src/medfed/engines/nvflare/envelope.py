@@ -4,22 +4,31 @@ Every message is signed with the long-term Ed25519 key of its sender, over and a
 can't write one. A question has a fresh nonce, and an answer repeats it, so a recorded answer answers nothing.
 """
 
+import contextlib
 import hashlib
+import os
+import re
 import secrets
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from medfed.canonical import canonical_json
+from medfed.canonical import canonical_json, write_atomically
 from medfed.engines.nvflare.frames import BadMessage
 from medfed.federation.keys import is_signed_by
 
 VERSION = 1
 COORDINATOR = "coordinator"
 CLOCKS_APART_SECONDS = 600.0
+NONCES_AT_MOST = 400_000
+
+_LATEST = 2.0**40
+_NONCE, _SIGNATURE = re.compile(r"[0-9a-f]{32}"), re.compile(r"[0-9a-f]{128}")
 
 _FIELDS: dict[str, Any] = {
     "v": int, "consortium": str, "kind": str, "from": str, "to": str, "nonce": str, "at": (int, float), "blob": str,
@@ -29,12 +38,16 @@ _FIELDS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Message:
-    """What was said. kind: ping | call | part | ...; content: JSON values; blob: at most one chunk."""
+    """What was said. kind: ping | call | part | ...; content: JSON values; blob: at most one chunk.
+
+    blob_hash: SHA-256 of the blob (hex) where it is known: hashing is most of what a large message costs.
+    """
 
     kind: str
     content: Mapping[str, Any]
     blob: bytes = b""
     nonce: str = ""
+    blob_hash: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,7 +69,7 @@ class Sealer:
             "to": to,
             "nonce": message.nonce or secrets.token_hex(16),
             "at": round(self.clock(), 3),
-            "blob": hashlib.sha256(message.blob).hexdigest() if message.blob else "",
+            "blob": message.blob_hash or (hashlib.sha256(message.blob).hexdigest() if message.blob else ""),
             "size": len(message.blob),
             "content": dict(message.content),
         }
@@ -71,43 +84,88 @@ class Sealer:
         for name, kind in _FIELDS.items():
             if not isinstance(header.get(name), kind) or isinstance(header.get(name), bool):
                 raise BadMessage(f"a message lacks its {name}")
+        if not 0 <= header["at"] < _LATEST:
+            raise BadMessage("a message lacks its at")
         if set(header) != set(_FIELDS) or header["v"] != VERSION:
             raise BadMessage("a message is of another version of medfed; bring both sides to the same one")
         if header["consortium"] != self.consortium:
             raise BadMessage("a message belongs to another consortium")
         if header["from"] != sender or header["to"] != self.name:
             raise BadMessage("a message is from or to somebody else than its carrier says")
+        if not _SIGNATURE.fullmatch(header["signature"]):
+            raise BadMessage("a message's signature can't be read")
         try:
-            signature, signed = bytes.fromhex(header["signature"]), _signed_bytes(header)
-        except ValueError:
-            raise BadMessage("a message's signature can't be read") from None
-        if not is_signed_by(public, signed, signature):
+            signed = _signed_bytes(header)
+        except (ValueError, TypeError, RecursionError):
+            raise BadMessage("a message has something that can't be signed") from None
+        if not is_signed_by(public, signed, bytes.fromhex(header["signature"])):
             raise BadMessage("a message is not signed with the key of the one it names")
         if header["size"] != len(blob) or header["blob"] != (hashlib.sha256(blob).hexdigest() if blob else ""):
             raise BadMessage("a message was changed or cut on its way")
         if nonce and header["nonce"] != nonce:
             raise BadMessage("an answer is not to the question that was asked")
-        return Message(header["kind"], header["content"], blob, header["nonce"])
+        return Message(header["kind"], header["content"], blob, header["nonce"], header["blob"])
 
 
 def _signed_bytes(header: Mapping[str, Any]) -> bytes:
     return b"medfed message\n" + canonical_json({k: v for k, v in header.items() if k != "signature"}).encode()
 
 
-@dataclass
 class Fresh:
-    """Refuses a question that was heard before, or that is older than clocks may differ. State of one process."""
+    """Refuses a question that was heard before, or that is older than clocks may differ.
 
-    clock: Callable[[], float] = time.time
-    seen: dict[str, float] = field(default_factory=dict)
+    What was heard stands in a file as well, so that a restart of the service opens no gap.
+    """
+
+    def __init__(self, path: Path | None = None, clock: Callable[[], float] = time.time) -> None:
+        self.clock = clock
+        self.path = path
+        self._seen: dict[str, float] = {}  # nonce -> when it was heard, oldest first
+        self._lock = threading.Lock()
+        self._written = 0
+        self._handle: int | None = None
+        if path is not None:
+            self._read_back(path)
 
     def check(self, header: Mapping[str, Any]) -> None:
         """Raises BadMessage. Call it only for a header whose signature holds."""
-        now, at, nonce = self.clock(), float(header["at"]), str(header["nonce"])
-        if abs(now - at) > CLOCKS_APART_SECONDS:
+        now, nonce = self.clock(), str(header["nonce"])
+        if abs(now - header["at"]) > CLOCKS_APART_SECONDS:
             raise BadMessage("a message is more than ten minutes old, or the clocks of coordinator and site differ")
-        if len(nonce) != 32 or nonce in self.seen:
-            raise BadMessage("a message was heard before")
-        if len(self.seen) > 20_000:
-            self.seen = {name: when for name, when in self.seen.items() if now - when <= 2 * CLOCKS_APART_SECONDS}
-        self.seen[nonce] = now
+        with self._lock:
+            if not _NONCE.fullmatch(nonce) or nonce in self._seen:
+                raise BadMessage("a message was heard before")
+            self._forget(now)
+            if len(self._seen) >= NONCES_AT_MOST:
+                raise BadMessage("more messages came in a short time than a site answers")
+            self._seen[nonce] = now
+            if self.path is not None:
+                self._write(nonce, now)
+
+    def _forget(self, now: float) -> None:
+        """Drop what the clock refuses by itself."""
+        while self._seen:
+            nonce = next(iter(self._seen))
+            if abs(now - self._seen[nonce]) <= 2 * CLOCKS_APART_SECONDS:
+                return
+            del self._seen[nonce]
+
+    def _read_back(self, path: Path) -> None:
+        now = self.clock()
+        with contextlib.suppress(OSError):
+            for line in path.read_text(errors="replace").splitlines():
+                nonce, _, heard = line.partition(" ")
+                if _NONCE.fullmatch(nonce) and heard.isdigit() and abs(now - int(heard)) <= 2 * CLOCKS_APART_SECONDS:
+                    self._seen[nonce] = float(heard)
+
+    def _write(self, nonce: str, now: float) -> None:
+        if self._handle is None or self._written > 2 * len(self._seen) + 10_000:
+            assert self.path is not None
+            lines = "".join(f"{name} {int(when)}\n" for name, when in self._seen.items())
+            write_atomically(self.path, lines.encode(), mode=0o600)
+            if self._handle is not None:
+                os.close(self._handle)
+            self._handle, self._written = os.open(self.path, os.O_WRONLY | os.O_APPEND), len(self._seen)
+            return
+        os.write(self._handle, f"{nonce} {int(now)}\n".encode())
+        self._written += 1

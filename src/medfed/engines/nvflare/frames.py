@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ HEADER_AT_MOST = 256 * 1024
 CHUNK = 4 * 2**20
 BLOB_AT_MOST = CHUNK + 64 * 1024
 DEPTH_AT_MOST = 16
+# Threads that only pass messages on wait for one that computes no longer than this (Python's default is 5 ms).
+SWITCH_SECONDS = 0.0005
 
 _LENGTHS = struct.Struct("<II")
 
@@ -38,20 +41,30 @@ def send(connection: socket.socket, header: Mapping[str, Any], blob: bytes | mem
         connection.sendall(blob)
 
 
-def receive(connection: socket.socket, *, blob_at_most: int = BLOB_AT_MOST) -> tuple[dict[str, Any], bytes]:
-    """Read one message. EOFError at the end of the stream, BadMessage for what passes a limit or is no JSON object."""
-    header_size, blob_size = _LENGTHS.unpack(_exactly(connection, _LENGTHS.size))
+def receive(
+    connection: socket.socket, *, blob_at_most: int = BLOB_AT_MOST, seconds: float | None = None
+) -> tuple[dict[str, Any], bytes]:
+    """Read one message. EOFError at the end of the stream, BadMessage for what passes a limit or is no JSON object.
+
+    seconds: for the whole message, however slowly its bytes drip in; then TimeoutError.
+    """
+    until = None if seconds is None else time.monotonic() + seconds
+    header_size, blob_size = _LENGTHS.unpack(_exactly(connection, _LENGTHS.size, until))
     if header_size > HEADER_AT_MOST or blob_size > blob_at_most:
         raise BadMessage("a message passes the size that is allowed")
-    header = parse(_exactly(connection, header_size))
-    return header, _exactly(connection, blob_size) if blob_size else b""
+    header = parse(_exactly(connection, header_size, until))
+    return header, _exactly(connection, blob_size, until) if blob_size else b""
 
 
 def parse(text: bytes | str) -> dict[str, Any]:
     """A header's JSON: an object, not nested deeper than medfed writes. BadMessage otherwise."""
-    if len(text) > HEADER_AT_MOST:
+    try:
+        raw = text.encode() if isinstance(text, str) else text
+        readable = raw.decode()
+    except UnicodeError:
+        raise BadMessage("a message is not UTF-8") from None
+    if len(raw) > HEADER_AT_MOST:
         raise BadMessage("a message passes the size that is allowed")
-    raw = text.encode() if isinstance(text, str) else text
     # Depth first, on the bytes: a JSON parser that recurses is not asked about a bomb.
     depth = most = 0
     quoted = escaped = False
@@ -74,7 +87,7 @@ def parse(text: bytes | str) -> dict[str, Any]:
         if most > DEPTH_AT_MOST:
             raise BadMessage("a message is nested deeper than is allowed")
     try:
-        value = json.loads(raw, parse_constant=_no_constant)
+        value = json.loads(readable, parse_constant=_no_constant, object_pairs_hook=_each_once)
     except (ValueError, RecursionError):
         raise BadMessage("a message is not JSON") from None
     if not isinstance(value, dict):
@@ -82,14 +95,26 @@ def parse(text: bytes | str) -> dict[str, Any]:
     return value
 
 
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError("a name stands twice")  # two readers could read two things
+    return value
+
+
 def _no_constant(text: str) -> float:
     raise ValueError(f"{text} is not JSON")
 
 
-def _exactly(connection: socket.socket, count: int) -> bytes:
+def _exactly(connection: socket.socket, count: int, until: float | None = None) -> bytes:
     data = bytearray(count)
     view, at = memoryview(data), 0
     while at < count:
+        if until is not None:
+            left = until - time.monotonic()
+            if left <= 0:
+                raise TimeoutError("the other side is too slow")
+            connection.settimeout(left)
         read = connection.recv_into(view[at:])
         if read == 0:
             raise EOFError("the other side closed the connection")

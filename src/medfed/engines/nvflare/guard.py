@@ -1,35 +1,29 @@
 """Who may register with the coordinator's NVFLARE server, over and above a valid certificate.
 
 A certificate stays valid after a site was removed, and NVFLARE keeps no revocation list. So each site shows a token at
-registration, signed with its own signing key and naming the certificate it uses; the server's guard holds it to the
-roster. On the first visit the token proves that the site holds the kit, and binds its key to its name.
+registration, signed with its own signing key and naming the certificate it uses; the server (``server_guard``) holds it to
+the roster. On the first visit the token proves that the site holds the kit, and binds its key to its name.
 """
 
 import hashlib
 import hmac
 import json
-import os
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from nvflare.apis.event_type import EventType
-from nvflare.apis.fl_component import FLComponent
-from nvflare.apis.fl_constant import FLContextKey
-from nvflare.apis.fl_context import FLContext
-from nvflare.apis.fl_exception import NotAuthenticated
-from nvflare.private.defs import ClientType
 
 from medfed.canonical import canonical_json
 from medfed.engines.nvflare.consortium import Network, now
 from medfed.engines.nvflare.frames import BadMessage, parse
-from medfed.errors import MedfedError
+from medfed.engines.nvflare.wire import is_hash
 from medfed.federation.keys import is_signed_by, public_hex
 
 TOKEN = "medfed_token"
 TOKEN_FILE = "registration.json"
 NOT_ON_THE_ROSTER = "the site is not on the roster, or was removed from it"
 NOT_ITS_CERTIFICATE = "the certificate is not the one that the roster has for this site"
+NOT_THE_ADMINISTRATOR = "it says that it is an administrator, and is not the coordinator's"
 NOT_ITS_KEY = "the registration is not signed with the key that is bound to this site's name"
 
 
@@ -46,8 +40,11 @@ def _signed(token: dict[str, Any]) -> bytes:
     return b"medfed registration\n" + canonical_json(token).encode()
 
 
-def judge(network: Network, site: str, text: str) -> str | None:
-    """Why a site may not register; None when it may. On its first visit its key is bound to its name."""
+def judge(network: Network, site: str, text: str, shown: str) -> str | None:
+    """Why a site may not register; None when it may. On its first visit its key is bound to its name.
+
+    text: its token; shown: the fingerprint of the certificate that it registers with.
+    """
     member = network.members().get(site)
     if member is None or member.state == "removed":
         return NOT_ON_THE_ROSTER
@@ -57,12 +54,12 @@ def judge(network: Network, site: str, text: str) -> str | None:
         public = str(token["key"])
         ours = token["consortium"] == network.identity() and token["site"] == site
         signed = is_signed_by(public, _signed(token), signature)
-        certificate, proof = str(token["certificate"]), str(token["proof"])
+        certificate, proof = str(token["certificate"]), bytes.fromhex(str(token["proof"]))
     except (BadMessage, KeyError, ValueError, TypeError):
         return NOT_ITS_KEY
     if not ours or not signed:
         return NOT_ITS_KEY
-    if certificate not in (member.certificate, member.next_certificate) or not certificate:
+    if certificate != shown or certificate not in (member.certificate, member.next_certificate) or not certificate:
         return NOT_ITS_CERTIFICATE
     if member.state == "joined":
         if public != member.public_key:
@@ -70,35 +67,17 @@ def judge(network: Network, site: str, text: str) -> str | None:
         if certificate == member.next_certificate:  # the renewed one is in use: the old one has had its day
             network.change(site, certificate=certificate, next_certificate="")
         return None
-    expected = hmac.new(bytes.fromhex(member.enrolment), f"{site}|{public}".encode(), hashlib.sha256).hexdigest()
-    if not hmac.compare_digest(expected, proof):
-        return NOT_ITS_KEY
-    network.change(site, state="joined", public_key=public, joined=now(), enrolment="")
-    return None
+    return None if _binds(network, site, public, proof) else NOT_ITS_KEY
 
 
-class RegistrationGuard(FLComponent):
-    """In the server's parent process: refuses a registration that the roster does not allow."""
-
-    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        if event_type != EventType.CLIENT_REGISTER_RECEIVED:
-            return
-        peer = fl_ctx.get_peer_context()
-        name, token = (peer.get_identity_name(), peer.get_prop(TOKEN)) if peer else ("", None)
-        if fl_ctx.get_prop(FLContextKey.CLIENT_TYPE) == ClientType.ADMIN:
-            return
-        try:
-            reason = judge(Network(Path(os.environ["MEDFED_CONSORTIUM"])), str(name), str(token))
-        except MedfedError as problem:
-            reason = str(problem)
-        if reason:
-            raise NotAuthenticated(f"{name}: {reason}")
-
-
-class RegistrationToken(FLComponent):
-    """In a site's parent process: shows the token that the site's service has written."""
-
-    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        if event_type == EventType.SYSTEM_BOOTSTRAP:
-            text = (Path(os.environ["MEDFED_RUN"]) / TOKEN_FILE).read_text()
-            fl_ctx.set_prop(TOKEN, text, private=False, sticky=True)
+def _binds(network: Network, site: str, public: str, proof: bytes) -> bool:
+    """Bind a site's key to its name if it proves that it holds the kit. Once: the second of two at a time is refused."""
+    with network.changing() as members:
+        member = members[site]
+        if member.state != "invited" or not is_hash(member.enrolment):
+            return member.state == "joined" and member.public_key == public
+        expected = hmac.new(bytes.fromhex(member.enrolment), f"{site}|{public}".encode(), hashlib.sha256).digest()
+        if not hmac.compare_digest(expected, proof):
+            return False
+        members[site] = replace(member, state="joined", public_key=public, joined=now(), enrolment="")
+        return True

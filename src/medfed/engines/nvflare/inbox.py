@@ -15,8 +15,9 @@ from typing import Any
 import yaml
 
 from medfed.canonical import private_folder, write_atomically
-from medfed.data.build import open_table
 from medfed.data.site_folder import SiteFolder
+from medfed.data.stored import open_table
+from medfed.engines.nvflare.wire import can_be_shown, one_line
 from medfed.errors import MedfedError, PolicyViolation
 from medfed.federation.approval import Approval, approvals_for, revoke
 from medfed.federation.keys import load_signing_key
@@ -49,7 +50,12 @@ class Inbox:
         """Keep a proposal; the same one again changes nothing. PolicyViolation where it can't be taken."""
         if len(text) > STUDY_AT_MOST:
             raise PolicyViolation("the proposed study is too large")
-        study = study_from_json(text)
+        try:
+            study = study_from_json(text)
+        except (ValueError, TypeError, RecursionError):
+            raise PolicyViolation("the proposed study can't be read") from None
+        if not _can_be_shown(study.model_dump(mode="json")):
+            raise PolicyViolation("the proposed study has characters that can't be shown")
         if self.site.name not in study.sites.invited:
             raise PolicyViolation("the proposed study does not invite this site")
         private_folder(self.folder)
@@ -57,7 +63,7 @@ class Inbox:
         if not path.exists():
             if sum(1 for _ in self.folder.glob("*.json")) >= PROPOSALS_AT_MOST:
                 raise PolicyViolation("the site's inbox is full; its officer removes old proposals first")
-            entry = {"study": json.loads(study.model_dump_json()), "note": note[:2000], "received": at}
+            entry = {"study": json.loads(study.model_dump_json()), "note": one_line(note, 2000), "received": at}
             write_atomically(path, json.dumps(entry, ensure_ascii=False).encode(), mode=0o600)
         text = yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         write_atomically(self.file(study), text.encode(), mode=0o600)
@@ -75,6 +81,17 @@ class Inbox:
             found.append(Proposal(study_from_json(json.dumps(entry["study"])), entry["note"], entry["received"]))
         return sorted(found, key=lambda proposal: (proposal.received, proposal.study.hash))
 
+    def has(self, study_hash: str) -> bool:
+        """Whether a study was proposed."""
+        return self._path(study_hash).exists()
+
+    def is_approved(self, study_hash: str) -> bool:
+        """Whether the site's approval of a study stands today."""
+        with closing(open_store(self.site.ledger_path, "call")) as db:
+            keys = {self.site.name: load_signing_key(self.site.keys)}
+            found = approvals_for(db, study_hash, keys)[self.site.name]
+        return isinstance(found, Approval) and date.today().isoformat() <= found.until
+
     def study(self, study_hash: str) -> Study | None:
         path = self._path(study_hash)
         return study_from_json(json.dumps(json.loads(path.read_text())["study"])) if path.exists() else None
@@ -82,6 +99,8 @@ class Inbox:
     def find(self, name: str) -> Proposal:
         """The one proposal whose hash or name begins with ``name``. PolicyViolation where it is none or several."""
         found = [p for p in self.proposals() if p.study.hash.startswith(name) or p.study.name == name]
+        if not any(self.folder.glob("*.json")):
+            raise PolicyViolation(f"{self.folder} is empty: no study was proposed to this site yet")
         if len(found) != 1:
             known = ", ".join(f"{p.study.name} {p.study.hash[:8]}" for p in found or self.proposals()) or "none"
             raise PolicyViolation(f"{name!r} names {len(found)} proposals of the inbox; name one by its hash: {known}")
@@ -150,3 +169,12 @@ class Inbox:
 
     def _path(self, study_hash: str) -> Path:
         return self.folder / f"{study_hash}.json"
+
+
+def _can_be_shown(value: Any) -> bool:
+    """``can_be_shown`` for every text of a study."""
+    if isinstance(value, str):
+        return can_be_shown(value)
+    if isinstance(value, Mapping):
+        return all(_can_be_shown(each) for pair in value.items() for each in pair)
+    return all(map(_can_be_shown, value)) if isinstance(value, list | tuple) else True

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 from medfed.canonical import private_folder, write_atomically
 from medfed.data.site_folder import SiteFolder
-from medfed.engines.nvflare.certificates import Pair, belongs_together, fingerprint
+from medfed.engines.nvflare.certificates import Pair, belongs_together, fingerprint, why_unusable
 from medfed.engines.nvflare.guard import TOKEN_FILE, make_token
 from medfed.engines.nvflare.kit import Kit
 from medfed.engines.nvflare.workspace import write_certificate, write_site
@@ -76,6 +76,14 @@ class SiteNetwork:
 
     def root(self) -> bytes:
         return (self.workspace / "startup" / "rootCA.pem").read_bytes()
+
+    def why_unusable(self) -> str:
+        """``certificates.why_unusable`` for what lies in the workspace."""
+        try:
+            key = (self.workspace / "startup" / "client.key").read_bytes()
+            return why_unusable(self.certificate(), key, self.root(), self.site.name)
+        except OSError as problem:
+            return f"{problem.filename} can't be read; join again with a new kit, or restore it"
 
     def use_certificate(self, pair: Pair) -> None:
         """Replace certificate and key (renewal)."""

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -13,10 +14,13 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
+from medfed.engines.nvflare.wire import is_hash, is_site_name
 from medfed.errors import FederationError
 
 _LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
 KIT_AT_MOST = 256 * 1024
+
+_HOST = re.compile(r"[A-Za-z0-9.-]{1,63}")
 
 
 @dataclass(frozen=True)
@@ -58,25 +62,44 @@ def fingerprint_of(data: bytes) -> str:
 def open_kit(path: Path, code: str) -> Kit:
     """Open a kit's file. FederationError when it is no kit, was changed, or the code is another one."""
     try:
+        if not path.is_file() and path.exists():
+            raise FederationError(f"{path} is no file; name the kit that the coordinator handed over")
         if path.stat().st_size > KIT_AT_MOST:
             raise FederationError(f"{path} is not a kit made by `medfed consortium invite`; it is too large")
-        outer: Mapping[str, Any] = json.loads(path.read_bytes())
+        data = path.read_bytes()
+        outer: Mapping[str, Any] = json.loads(data)
         public = {name: outer[name] for name in ("medfed_kit", "consortium", "site")}
         salt, nonce, box = (base64.b64decode(outer[name], validate=True) for name in ("salt", "nonce", "sealed"))
     except FileNotFoundError:
         raise FederationError(f"{path} does not exist; ask the coordinator for the kit") from None
-    except (ValueError, KeyError, TypeError):
+    except OSError as problem:
+        raise FederationError(f"{path} can't be read ({problem.strerror}); check the file's owner") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise FederationError(f"{path} is not a kit made by `medfed consortium invite`; ask for it again") from None
     if public["medfed_kit"] != 1:
         raise FederationError(f"{path} was made by another version of medfed; bring both sides to the same one")
     try:
         inner = ChaCha20Poly1305(_key(code, salt)).decrypt(nonce, box, _bound(public))
-        return Kit(**json.loads(inner))
-    except (InvalidTag, ValueError, TypeError):
+        kit = Kit(**json.loads(inner))
+    except (InvalidTag, ValueError, TypeError, RecursionError):
         raise FederationError(
             f"{path}: the code does not open this kit. Ask the coordinator for the code again, and compare the "
-            f"fingerprint {fingerprint_of(path.read_bytes())}"
+            f"fingerprint {fingerprint_of(data)}"
         ) from None
+    if not _is_sound(kit):
+        raise FederationError(f"{path} holds something that no site can join with; ask for a new kit")
+    return kit
+
+
+def _is_sound(kit: Kit) -> bool:
+    """Whether every part of a kit is what it says; it was sealed by the coordinator, but paths and settings follow from it."""
+    texts = [value for name, value in asdict(kit).items() if name != "port"]
+    if not all(isinstance(value, str) and value.isascii() and len(value) <= 20_000 for value in texts):
+        return False
+    port = isinstance(kit.port, int) and not isinstance(kit.port, bool) and 0 < kit.port < 65536
+    names = is_site_name(kit.site) and is_site_name(kit.name) and _HOST.fullmatch(kit.host) is not None
+    keys = is_hash(kit.coordinator_key) and is_hash(kit.enrolment) and kit.consortium.isalnum()
+    return port and names and keys and kit.scheme in ("tcp", "grpc", "http")
 
 
 def _key(code: str, salt: bytes) -> bytes:

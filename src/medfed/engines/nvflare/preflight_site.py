@@ -10,9 +10,8 @@ from shlex import quote
 from typing import Any
 
 from medfed import __version__
-from medfed.data.build import check as check_data
-from medfed.data.build import open_table
 from medfed.data.site_folder import SiteFolder
+from medfed.data.stored import open_table
 from medfed.engines.nvflare.certificates import belongs_together
 from medfed.engines.nvflare.finding import Finding, Limits, _
 from medfed.engines.nvflare.join import SiteNetwork
@@ -201,6 +200,8 @@ def check_mapping(site: SiteFolder, study: Study | None) -> Finding:
         return Finding(name, "failed", _("The study {study} does not invite the site {site}."),
                        _("Ask the coordinator to invite it, or correct `site` in site.yaml."), values)  # fmt: skip
     try:
+        from medfed.data.build import check as check_data
+
         quality = check_data(site, study)
     except (MappingError, StudyError) as problem:
         return Finding(name, "failed", "{problem}", _("Correct site.yaml or the export; `medfed site check` goes through them."), {"problem": str(problem)})  # fmt: skip

@@ -21,8 +21,8 @@ import numpy as np
 import yaml
 
 from medfed.canonical import private_folder
-from medfed.data.build import build_table, open_table
 from medfed.data.site_folder import SiteFolder, load_site, write_pseudonym_key
+from medfed.data.stored import open_table
 from medfed.engines.nvflare.consortium import now
 from medfed.engines.nvflare.finding import Finding, Limits, _
 from medfed.engines.nvflare.frames import BadMessage, receive, send
@@ -101,6 +101,8 @@ def _throwaway(folder: Path, site: SiteFolder, study: Study | None) -> tuple[Sit
     key = write_signing_key(folder / "keys")
     write_pseudonym_key(folder)
     copy = load_site(folder)
+    from medfed.data.build import build_table
+
     version = open_table(copy, asked).version if own else build_table(copy, asked)[0].version
     Inbox(copy).receive(asked.model_dump_json(), "", now())
     names = [step_name(give_back)]

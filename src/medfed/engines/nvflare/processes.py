@@ -6,6 +6,7 @@ A service holds a lock as long as it lives, so whether it runs is never guessed 
 import contextlib
 import ctypes
 import fcntl
+import json
 import os
 import signal
 import subprocess
@@ -16,24 +17,32 @@ from pathlib import Path
 
 import psutil
 
+from medfed.engines.nvflare.confine import confine, what_python_reads
 from medfed.errors import FederationError
 
+CONFINED = "MEDFED_CONFINED"
 _PR_SET_PDEATHSIG = 1
 
 
 def spawn(
-    command: Sequence[str], log: Path, environment: Mapping[str, str], **options: object
+    command: Sequence[str],
+    log: Path,
+    environment: Mapping[str, str],
+    *,
+    confined: Mapping[str, object] | None = None,
+    **options: object,
 ) -> subprocess.Popen[bytes]:
     """Start a command in a group of its own; it is killed when this process ends, however it ends.
 
+    confined: what it keeps of the machine, as in ``confine`` ({"write": folders, "read": folders, "secret": folder} or {"tcp": False}).
     Linux sends that signal when the *thread* that started the child ends, so start children from a lasting thread.
     """
     handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         child: subprocess.Popen[bytes] = subprocess.Popen(  # type: ignore[call-overload]
             [sys.executable, "-u", "-m", "medfed.engines.nvflare.processes", str(os.getpid()), *command],
-            stdin=subprocess.DEVNULL, stdout=handle, stderr=handle, env=dict(environment), start_new_session=True,
-            **options,
+            stdin=subprocess.DEVNULL, stdout=handle, stderr=handle, start_new_session=True,
+            env={**environment, **({CONFINED: json.dumps(confined)} if confined is not None else {})}, **options,
         )  # fmt: skip
         return child
     finally:
@@ -137,7 +146,15 @@ def nvflare_environment(run: Path, **more: str) -> dict[str, str]:
     """What NVFLARE's processes see: no secrets of the caller's environment, less memory kept by malloc."""
     kept = {name: value for name, value in os.environ.items() if name in ("PATH", "PYTHONPATH", "LANG", "LC_ALL", "TZ", "HOME", "USER", "LD_LIBRARY_PATH", "VIRTUAL_ENV")}  # fmt: skip
     return (
-        kept | {"MEDFED_RUN": str(run), "MALLOC_ARENA_MAX": "2", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"} | more
+        kept
+        | {
+            "MEDFED_RUN": str(run),
+            "MALLOC_ARENA_MAX": "2",
+            "PYTHONUNBUFFERED": "1",
+            "OMP_NUM_THREADS": "1",
+            "NVFLARE_SECURE_LOGGING": "true",
+        }
+        | more
     )
 
 
@@ -147,6 +164,14 @@ def _become() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before we asked
         sys.exit(1)
+    if wanted := os.environ.pop(CONFINED, ""):
+        kept = json.loads(wanted)
+        read = {*what_python_reads(), *map(Path, kept.get("read", ()))} if "write" in kept else None
+        secret = Path(kept["secret"]) if "secret" in kept else None
+        if not confine(
+            read=read, write=[Path(p) for p in kept.get("write", ())], secret=secret, tcp=kept.get("tcp", True)
+        ):
+            print("this machine can't confine the process: its kernel has no Landlock, or one too old", file=sys.stderr)
     os.execv(command[0], command)
 
 

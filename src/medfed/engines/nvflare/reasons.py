@@ -5,6 +5,7 @@ of a few templates whose blanks hold names and numbers of the study only.
 """
 
 import re
+from string import Formatter
 
 from medfed.engines import site_folders
 from medfed.federation import door, execution, federation, gate
@@ -16,12 +17,7 @@ NO_STUDY = "the study was not proposed to this site; propose it first"
 DISK = "the answer could not be sealed at the site (disk or ledger), so nothing was released"
 KEEP_GONE = "the site no longer holds what it kept for this run; start a new run"
 
-_FIXED = {
-    value
-    for module in (door, execution, federation, gate, site_folders)
-    for name, value in vars(module).items()
-    if name.isupper() and isinstance(value, str)
-} | {STEP_ENDED, NOT_ANSWERED, NO_STUDY, DISK, KEEP_GONE} | {
+SENTENCES = {
     "the site is asked but is not on the roster",
     "the site has more rows than the study's rows_per_site allows for",
     "the site's approval of this study has ended",
@@ -41,24 +37,46 @@ _FIXED = {
     "the roster names sites that the study does not invite",
     "the scaling that the call brings blows features up: it can isolate patients",
     "the model that the call brings is so steep that it can isolate patients",
-}  # fmt: skip
+}
+# Their blanks hold names and numbers of the study, as below.
+TEMPLATES = (
+    "there is no part '{part}'",
+    "the step may not read the part '{part}'",
+    "the approved study has no variant '{variant}'",
+    "the call brings inputs that the step does not declare: {names}",
+    "the call lacks the input '{name}'",
+    "the call brings an input '{name}' that the step does not declare",
+    "input '{name}' has shape {number}, {declared} is declared",
+    "input '{name}' has {number} dimensions, {declared} are declared",
+    "input '{name}': {size} is {number}, at most {limit} is approved",
+    "input '{name}' passes its limit of {limit}: an extreme input can isolate a patient",
+    "the size '{name}' is chosen by an input, and no input of this call has it",
+)
+
+_FIXED = SENTENCES | {
+    value
+    for module in (door, execution, federation, gate, site_folders)
+    for name, value in vars(module).items()
+    if name.isupper() and isinstance(value, str)
+} | {STEP_ENDED, NOT_ANSWERED, NO_STUDY, DISK, KEEP_GONE}  # fmt: skip
 
 _WORD = r"[A-Za-z][A-Za-z0-9_]{0,59}"
 _NUMBERS = r"[0-9eE+., ()-]{1,80}"
+_BLANKS = {
+    "part": rf"{_WORD}(:[0-9]{{1,4}})?",
+    "variant": "[a-z][a-z0-9-]{0,59}",
+    "names": rf"{_WORD}(, {_WORD}){{0,20}}",
+    "name": _WORD,
+    "size": _WORD,
+    "number": _NUMBERS,
+    "declared": _NUMBERS,
+    "limit": _NUMBERS,
+}
 _TEMPLATES = [
-    re.compile(pattern)
-    for pattern in (
-        rf"there is no part '{_WORD}(:[0-9]{{1,4}})?'",
-        rf"the step may not read the part '{_WORD}(:[0-9]{{1,4}})?'",
-        r"the approved study has no variant '[a-z][a-z0-9-]{0,59}'",
-        rf"the call brings inputs that the step does not declare: {_WORD}(, {_WORD}){{0,20}}",
-        rf"the call (lacks the|brings an) input '{_WORD}'( that the step does not declare)?",
-        rf"input '{_WORD}' has shape {_NUMBERS}, {_NUMBERS} is declared",
-        rf"input '{_WORD}' has {_NUMBERS} dimensions, {_NUMBERS} are declared",
-        rf"input '{_WORD}': {_WORD} is {_NUMBERS}, at most {_NUMBERS} is approved",
-        rf"input '{_WORD}' passes its limit of {_NUMBERS}: an extreme input can isolate a patient",
-        rf"the size '{_WORD}' is chosen by an input, and no input of this call has it",
+    re.compile(
+        "".join(re.escape(text) + _BLANKS.get(str(name), "") for text, name, _, _ in Formatter().parse(template))
     )
+    for template in TEMPLATES
 ]
 
 

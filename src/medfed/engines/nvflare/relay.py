@@ -8,29 +8,42 @@ Neither process can read a patient's row, sign a message or decide anything.
 import contextlib
 import os
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+from nvflare.apis.fl_constant import AdminCommandNames
 from nvflare.collab import collab
+from nvflare.private.fed.client.admin_commands import AdminCommands
 
-from medfed.engines.nvflare.frames import BLOB_AT_MOST, BadMessage, connect, listen, receive, send
+from medfed.engines.nvflare.frames import BLOB_AT_MOST, SWITCH_SECONDS, BadMessage, connect, listen, receive, send
 
-NOBODY_THERE = "the service of the site does not answer"
-REFUSED = '{"refused":true}'
+_COMMANDS = (
+    AdminCommandNames.CHECK_STATUS, AdminCommandNames.ABORT, AdminCommandNames.ABORT_TASK, AdminCommandNames.SHUTDOWN,
+)  # fmt: skip
+REFUSED, NOBODY_THERE = b"refused", b"nobody"
 SEPARATOR = b"\n\x00\n"
+
+
+def _only(name: str, at: str) -> str:
+    """A job's settings come from the coordinator: they may not choose which socket of this machine is spoken to."""
+    if at != name:
+        raise ValueError(f"this object serves the socket {name!r} and no other")
+    return name
 
 
 class CoordinatorRelay:
     """Server side: answers {"to": site, "timeout": s, "message": header} + blob with the site's reply."""
 
     def __init__(self, at: str) -> None:
-        self.at = at
+        self.at = _only("relay", at)
 
     @collab.main
     def main(self) -> None:
         """Until the job ends: serve the socket."""
+        sys.setswitchinterval(SWITCH_SECONDS)
         proxies = {client.name: client for client in collab.clients}
         where = Path(os.environ["MEDFED_RUN"]) / self.at
         server = listen(where)
@@ -62,7 +75,7 @@ def _serve(connection: socket.socket, proxies: dict[str, Any]) -> None:
                 continue
             started = time.monotonic()
             try:
-                reply = proxies[site](timeout=timeout).call(header["message"], blob)
+                reply = proxies[site](timeout=timeout).call(str(header["message"]), blob)
             except Exception:  # NVFLARE's words may hold anything; the runner needs to know only how it failed
                 waited = time.monotonic() - started
                 send(connection, {"error": "silent" if waited >= 0.9 * timeout else "gone"})
@@ -71,6 +84,9 @@ def _serve(connection: socket.socket, proxies: dict[str, Any]) -> None:
                 send(connection, {"error": "gone"})
                 continue
             text, _, answer = reply.partition(SEPARATOR)
+            if text in (REFUSED, NOBODY_THERE):
+                send(connection, {"refused": True} if text == REFUSED else {"error": "gone"})
+                continue
             send(connection, {"message": text.decode(errors="replace")}, answer)
 
 
@@ -78,21 +94,29 @@ class SiteRelay:
     """Site side: passes a message to the site's service and its reply back. One connection a thread."""
 
     def __init__(self, at: str) -> None:
-        self.at = at
+        self.at = _only("door", at)
+        # What the server may tell the job's process: to stop, and not to log otherwise or to tell of itself.
+        AdminCommands.commands[:] = [each for each in AdminCommands.commands if each.get_command_name() in _COMMANDS]
         self._local = threading.local()
+        sys.setswitchinterval(SWITCH_SECONDS)
 
     @collab.publish
     def call(self, header: str, blob: bytes) -> bytes:
-        """The service's reply: header, separator, blob. Raises a fixed sentence when the service is away."""
+        """The service's reply: header, separator, blob; or one of two words. It raises nothing.
+
+        What is raised here would travel to the coordinator, with the traceback and so with this machine's paths.
+        """
         for fresh in (False, True):
             try:
                 connection = self._connection(fresh)
                 send(connection, {"message": header}, blob)
                 reply, answer = receive(connection)
-                return str(reply.get("message", REFUSED)).encode() + SEPARATOR + answer
-            except (OSError, EOFError, BadMessage):
+                if "message" not in reply:
+                    return REFUSED + SEPARATOR
+                return str(reply["message"]).encode() + SEPARATOR + answer
+            except Exception:
                 self._local.connection = None
-        raise ConnectionError(NOBODY_THERE) from None
+        return NOBODY_THERE + SEPARATOR
 
     def _connection(self, fresh: bool) -> socket.socket:
         found: socket.socket | None = getattr(self._local, "connection", None)

@@ -26,16 +26,16 @@ from medfed.data.site_folder import load_site
 from medfed.engines.nvflare.certificates import Pair, belongs_together, fingerprint, request_for
 from medfed.engines.nvflare.consortium import now
 from medfed.engines.nvflare.envelope import COORDINATOR, Fresh, Message, Sealer
-from medfed.engines.nvflare.frames import CHUNK, BadMessage, listen, parse, receive, send
+from medfed.engines.nvflare.frames import CHUNK, SWITCH_SECONDS, BadMessage, listen, parse, receive, send
 from medfed.engines.nvflare.inbox import Inbox
 from medfed.engines.nvflare.join import SiteNetwork
 from medfed.engines.nvflare.parts import Incoming, read_part
 from medfed.engines.nvflare.processes import ServiceLock, end_tree, nvflare_environment, spawn
 from medfed.engines.nvflare.reasons import NO_STUDY, NOT_ANSWERED, STEP_ENDED
-from medfed.engines.nvflare.wire import failure_content, is_hash
+from medfed.engines.nvflare.wire import CALL_FIELDS, failure_content, is_hash, one_line
 from medfed.engines.site_folders import HALTED
 from medfed.errors import MedfedError
-from medfed.federation.call import Failure
+from medfed.federation.call import RUN_PATH, Failure
 from medfed.federation.keys import load_signing_key
 from medfed.federation.packages import installed_package
 
@@ -43,6 +43,9 @@ log = logging.getLogger("medfed.service")
 
 LONGEST_WAIT = 10.0
 IDLE_SECONDS = 1800.0
+JOBS_AT_MOST = 32
+STUDIES_AT_MOST = 6
+OFFERED_AT_MOST = 64
 STARTS_AGAIN_AFTER = (0.2, 1.0, 3.0, 10.0, 30.0)
 
 
@@ -51,6 +54,7 @@ class _Job:
     """One call being answered. done is set when content and blob are there."""
 
     since: float
+    study: str
     done: threading.Event = field(default_factory=threading.Event)
     content: dict[str, Any] = field(default_factory=dict)
     blob: bytes = b""
@@ -93,8 +97,9 @@ class _Steps:
                     str(self.network.site.folder.resolve()), self.study, str(theirs.fileno()),
                 ]  # fmt: skip
                 self.process = STARTER.spawn(
-                    command, self.network.log, dict(os.environ), pass_fds=(theirs.fileno(),), cwd="/"
-                )
+                    command, self.network.log, dict(os.environ), confined={"tcp": False},
+                    pass_fds=(theirs.fileno(),), cwd="/",
+                )  # fmt: skip
             self.connection = mine
         return self.connection
 
@@ -149,15 +154,17 @@ class SiteService:
         self.site = self.network.site
         self.member = self.network.membership()
         self.sealer = Sealer(self.member.consortium, self.site.name, load_signing_key(self.site.keys))
-        self.fresh = Fresh()
+        self.fresh = Fresh(self.network.folder / "heard")
         self.inbox = Inbox(self.site)
         self.incoming = Incoming(self.network.incoming)
         self.steps: dict[str, _Steps] = {}
         self.jobs: dict[str, _Job] = {}
+        self.offered: dict[str, str] = {}  # payload of an answer that is fetched in parts -> its study
         self.lock = threading.Lock()
         self.nvflare: subprocess.Popen[bytes] | None = None
         self.restart_nvflare = False
         self.heard = 0.0
+        self.why = ""  # why NVFLARE's client is not started
         self.clock_apart: float | None = None
         self.coordinator: dict[str, str] = {}
         self.ending = threading.Event()
@@ -166,7 +173,7 @@ class SiteService:
     # -- messages ----------------------------------------------------------------------------------------------------
 
     def handle(self, text: str, blob: bytes) -> tuple[str, bytes]:
-        """The signed reply to a coordinator's message. BadMessage for what is not the coordinator's, or not fresh."""
+        """The signed reply to a coordinator's message. BadMessage, and nothing else, for what is not the coordinator's or not fresh."""
         header = parse(text)
         message = self.sealer.read(header, blob, sender=COORDINATOR, public=self.member.coordinator_key)
         self.clock_apart = time.time() - float(header["at"])  # also when that is why the message is refused next
@@ -180,15 +187,22 @@ class SiteService:
             except BadMessage as problem:
                 content, data = failure_content(Failure("refused", str(problem))), b""
             except (MedfedError, OSError) as problem:
-                log.warning("%s: %s", message.kind, problem)
+                log.warning("%s: %s", one_line(message.kind, 20), one_line(problem))
                 content, data = failure_content(Failure("failed", NOT_ANSWERED)), b""
-        reply = Message(message.kind, content, data, message.nonce)
+            except Exception:
+                log.exception("a message could not be answered")
+                content, data = failure_content(Failure("failed", NOT_ANSWERED)), b""
+            if self.network.is_halted:  # meanwhile
+                content, data = failure_content(Failure("refused", HALTED)), b""
+        # The step process hashed what it sealed; a part of something larger has no hash yet.
+        known = str(content.get("payload", "")) if data and content.get("size") == len(data) else ""
+        reply = Message(message.kind, content, data, message.nonce, known)
         return canonical_json(self.sealer.write(reply, COORDINATOR)), data
 
     def _answer(self, message: Message) -> tuple[dict[str, Any], bytes]:
         content = message.content
         if message.kind == "call":
-            return self._call(dict(content), message.blob)
+            return self._call(dict(content), message.blob, message.blob_hash)
         if message.kind == "ping":
             self.coordinator = {name: str(content.get(name, ""))[:100] for name in ("medfed", "package")}
             return {"state": "ready", "medfed": __version__, "package": self.package.sha256, "clock": time.time(),
@@ -199,9 +213,7 @@ class SiteService:
             self.incoming.write(_hash(content, "whole"), _size(content), _count(content, "index"), message.blob)
             return {"state": "kept"}, b""
         if message.kind == "fetch":
-            name = _hash(content, "payload")
-            data = read_part(self.site.ledger_path.with_suffix(".blobs") / name, _count(content, "index"))
-            return {"state": "part"}, data
+            return {"state": "part"}, self._fetch(_hash(content, "payload"), _count(content, "index"))
         if message.kind == "propose":
             study = self.inbox.receive(str(content.get("study")), str(content.get("note", "")), now())
             return {"state": "received", "hash": study.hash, **self.inbox.standing(study)}, b""
@@ -211,30 +223,64 @@ class SiteService:
                 return failure_content(Failure("refused", NO_STUDY)), b""
             if message.kind == "standing":
                 return self.inbox.standing(found), b""
-            return dict(self.inbox.facts(found, str(content.get("run", "")))), b""
+            run = content.get("run")
+            if not isinstance(run, str) or not RUN_PATH.fullmatch(run):
+                raise BadMessage("a message lacks its run")
+            return dict(self.inbox.facts(found, run)), b""
         if message.kind == "renew":
             return self._renew(content)
         raise BadMessage("a message asks for something that medfed does not know")
 
-    def _call(self, content: dict[str, Any], blob: bytes) -> tuple[dict[str, Any], bytes]:
+    def _call(self, content: dict[str, Any], blob: bytes, blob_hash: str) -> tuple[dict[str, Any], bytes]:
         """Start the call, or join it where it runs already; "working" when it takes longer than the wait that was asked."""
-        wait = min(max(float(content.pop("wait", LONGEST_WAIT)), 0.0), LONGEST_WAIT)
-        study = _hash(content, "study")
-        whole = content.pop("whole", None)
+        wait = content.get("wait", LONGEST_WAIT)
+        if not isinstance(wait, int | float) or isinstance(wait, bool):
+            raise BadMessage("a message lacks its wait")
+        study, whole = _hash(content, "study"), content.get("whole")
+        content = {name: content.get(name) for name in CALL_FIELDS}
         if whole is not None:
             content["inputs_file"] = str(self.incoming.finished(_hash({"whole": whole}, "whole")))
-        name = hashlib.sha256(canonical_json(content).encode() + blob).hexdigest()
+            blob_hash = whole
+        content["inputs_hash"] = blob_hash
+        if not self.inbox.has(study):  # before a process is started for it
+            return failure_content(Failure("refused", NO_STUDY)), b""
+        name = hashlib.sha256(canonical_json(content).encode()).hexdigest()
         with self.lock:
             job = self.jobs.get(name)
             if job is None or (job.done.is_set() and job.given):
-                job = self.jobs[name] = _Job(time.time())
-                steps = self.steps.setdefault(study, _Steps(self.network, study))
+                if sum(not other.done.is_set() for other in self.jobs.values()) >= JOBS_AT_MOST:
+                    raise BadMessage("the site works on as many calls as it can; ask again later")
+                steps = self._steps_of(study)
+                job = self.jobs[name] = _Job(time.time(), study)
                 threading.Thread(target=self._run_job, args=(job, steps, content, blob), daemon=True).start()
             self._forget()
-        if not job.done.wait(wait):
+        if not job.done.wait(min(max(wait, 0.0), LONGEST_WAIT)):
             return {"state": "working", "since": job.since}, b""
         job.given = time.monotonic()
+        if job.content.get("state") == "answer" and not job.blob:
+            self.offered[str(job.content.get("payload"))] = study
+            while len(self.offered) > OFFERED_AT_MOST:
+                self.offered.pop(next(iter(self.offered)), None)
         return job.content, job.blob
+
+    def _steps_of(self, study: str) -> _Steps:
+        """The process of a study; the one that was idle longest makes room for it."""
+        if study not in self.steps and len(self.steps) >= STUDIES_AT_MOST:
+            busy = {job.study for job in self.jobs.values() if not job.done.is_set()}
+            idle = sorted(set(self.steps) - busy, key=lambda name: self.steps[name].used)
+            if not idle:
+                raise BadMessage("the site works on as many studies as it can; ask again later")
+            self.steps.pop(idle[0]).end()
+        return self.steps.setdefault(study, _Steps(self.network, study))
+
+    def _fetch(self, payload: str, index: int) -> bytes:
+        """A part of an answer that was given to a call, as long as the approval stands. Nothing else that lies beside it."""
+        study = self.offered.get(payload)
+        if study is None:
+            raise BadMessage("what is asked for is no answer that was given just now; put the call again")
+        if not self.inbox.is_approved(study):
+            raise BadMessage("the site's approval of this study does not stand any more")
+        return read_part(self.site.ledger_path.with_suffix(".blobs") / payload, index)
 
     def _run_job(self, job: _Job, steps: _Steps, content: dict[str, Any], blob: bytes) -> None:
         try:
@@ -337,18 +383,28 @@ class SiteService:
                 continue
             end_tree(self.nvflare, wait=0.0)
             tries, started = tries + 1, time.monotonic()
+            self.why = self.network.why_unusable()
+            if self.why:
+                log.warning("site %s does not connect: %s", self.site.name, self.why)
+                self.nvflare = None
+                continue
             self.network.write_token()
             command = [
                 sys.executable, "-u", "-m", "nvflare.private.fed.app.client.client_train", "-m",
                 str(self.network.workspace.resolve()), "-s", "fed_client.json", "--set", "secure_train=true",
                 f"uid={self.site.name}", "org=medfed", "config_folder=config", "heart_beat_interval=2.0",
             ]  # fmt: skip
-            environment = nvflare_environment(self.network.run.resolve())
-            self.nvflare = STARTER.spawn(command, self.network.folder / "nvflare.log", environment, cwd="/")
+            workspace, run = self.network.workspace.resolve(), self.network.run.resolve()
+            environment = nvflare_environment(run, TMPDIR=str(private_folder(workspace / "tmp")))
+            # It may change its own workspace and read how to reach us; nothing else of the site's folder can be opened.
+            confined = {"write": [str(workspace)], "read": [str(run)], "secret": str(self.site.folder.resolve())}
+            self.nvflare = STARTER.spawn(
+                command, self.network.folder / "nvflare.log", environment, confined=confined, cwd="/"
+            )
 
     def _write_state(self) -> None:
         alive = self.nvflare is not None and self.nvflare.poll() is None
-        state = {"at": time.time(), "nvflare": alive, "heard": self.heard, "working": self._working(),
+        state = {"at": time.time(), "nvflare": alive, "heard": self.heard, "working": self._working(), "why": self.why,
                  "clock_apart": self.clock_apart, "coordinator": self.coordinator, "package": self.package.sha256}  # fmt: skip
         with contextlib.suppress(OSError):
             temporary = self.network.state_path.with_suffix(".new")
@@ -403,6 +459,7 @@ def main() -> None:
     network = SiteNetwork(load_site(folder))
     private_folder(network.run)
     os.umask(0o077)
+    sys.setswitchinterval(SWITCH_SECONDS)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     try:
         SiteService(folder).run()

@@ -47,7 +47,7 @@ class StepProcess:
     def answer(self, content: dict[str, Any], blob: bytes) -> tuple[dict[str, Any], bytes]:
         """(content, bytes) of the answer; large bytes stay in the site's blobs, named by their hash."""
         try:
-            call, own = read_call(content, blob)
+            call, own = read_call(content, blob, str(content.pop("inputs_hash", "")))
         except BadMessage as problem:
             return failure_content(Failure("refused", str(problem))), b""
         doors = self._open(call)
@@ -103,6 +103,17 @@ def _answer(answer: Answer) -> tuple[dict[str, Any], bytes]:
     return content, data if len(data) <= IN_ROW else b""
 
 
+def _mapped(path: str, whole: str) -> mmap.mmap:
+    """The inputs that came in parts. The service names the file; by now it may have made room for others."""
+    try:
+        with open(path, "rb") as file:
+            if whole in os.readlink(f"/proc/self/fd/{file.fileno()}"):
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError):
+        pass
+    raise BadMessage("parts of the inputs are missing; send them first")
+
+
 def serve(connection: socket.socket, site: SiteFolder, study_hash: str) -> None:
     """Answer calls until the service hangs up."""
     study = Inbox(site).study(study_hash)
@@ -110,15 +121,15 @@ def serve(connection: socket.socket, site: SiteFolder, study_hash: str) -> None:
     with contextlib.suppress(EOFError, OSError):
         while True:
             content, blob = receive(connection, blob_at_most=CHUNK)
-            mapped: Any = blob
-            if path := content.pop("inputs_file", None):
-                with open(path, "rb") as file:
-                    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            path = content.pop("inputs_file", None)
             if process is None:
                 reply, data = failure_content(Failure("refused", NO_STUDY)), b""
             else:
                 try:
+                    mapped: Any = blob if path is None else _mapped(path, content["inputs_hash"])
                     reply, data = process.answer(content, mapped)
+                except BadMessage as problem:
+                    reply, data = failure_content(Failure("refused", str(problem))), b""
                 except MedfedError as problem:
                     log.warning("site %s: %s", site.name, problem)
                     reply, data = failure_content(Failure("failed", NOT_ANSWERED)), b""

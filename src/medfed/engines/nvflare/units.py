@@ -14,7 +14,7 @@ Wants=network-online.target
 Type=simple
 User={user}
 EnvironmentFile={environment}
-ExecStart={python} -u -m {module} {folder}
+ExecStart={python} -u -m {module} "{folder}"
 Restart=always
 RestartSec=5
 KillMode=control-group
@@ -23,7 +23,7 @@ UMask=0077
 NoNewPrivileges=yes
 PrivateTmp=yes
 ProtectSystem=strict
-ReadWritePaths={folder}
+ReadWritePaths="{folder}"
 ProtectKernelTunables=yes
 ProtectKernelModules=yes
 ProtectControlGroups=yes
@@ -39,14 +39,12 @@ _ENVIRONMENT = """\
 # Environment of the medfed {what}. Readable by its owner only; no secret needs to stand here.
 # The most memory that one study's step process may take, in GB (empty: no limit of medfed's):
 MEDFED_STEP_MEMORY_GB=
-# Language of messages: en or zh
-MEDFED_LANG=en
 """
 
 
-def site_unit(folder: Path, name: str, user: str) -> dict[str, str]:
-    """File name -> text: the unit and the environment file of a site's service."""
-    return _files(f"medfed-site-{name}", f"site {name}", folder, user, "medfed.engines.nvflare.site_service")
+def site_unit(folder: Path, name: str, user: str, beside: Path) -> dict[str, str]:
+    """File name -> text: the unit and the environment file of a site's service. beside: where the two will lie."""
+    return _files(f"medfed-site-{name}", f"site {name}", folder, user, beside, "medfed.engines.nvflare.site_service")
 
 
 def coordinator_unit(folder: Path, name: str, user: str) -> dict[str, str]:
@@ -56,13 +54,19 @@ def coordinator_unit(folder: Path, name: str, user: str) -> dict[str, str]:
         f"coordinator of {name}",
         folder,
         user,
+        folder,
         "medfed.engines.nvflare.coordinator_service",
     )
 
 
-def _files(unit: str, what: str, folder: Path, user: str, module: str) -> dict[str, str]:
+def _files(unit: str, what: str, folder: Path, user: str, beside: Path, module: str) -> dict[str, str]:
     text = _UNIT.format(
-        unit=f"{unit}.service", what=what, user=user, environment=folder / f"{unit}.env", python=sys.executable,
-        module=module, folder=folder,
+        unit=f"{unit}.service", what=what, user=user, environment=_plain(beside / f"{unit}.env"),
+        python=_plain(sys.executable), module=module, folder=_plain(folder),
     )  # fmt: skip
     return {f"{unit}.service": text, f"{unit}.env": _ENVIRONMENT.format(what=what)}
+
+
+def _plain(path: Path | str) -> str:
+    """A path as it stands in a unit, where % begins a specifier."""
+    return str(path).replace("%", "%%")

@@ -4,6 +4,7 @@ Arrays travel as canonical safetensors, everything else as JSON. Nothing here tr
 """
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from typing import Any, cast, get_args
 
@@ -11,6 +12,7 @@ from medfed.canonical import pack, unpack
 from medfed.engines.nvflare.frames import BadMessage
 from medfed.errors import LedgerError
 from medfed.federation.call import PART, RUN_PATH, Call, Failure, FailureKind, Own, Phase, Protection
+from medfed.federation.ledger import Released
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,59}")
@@ -35,13 +37,21 @@ def call_content(call: Call) -> dict[str, Any]:
     }
 
 
+CALL_FIELDS = (
+    "study", "run", "round", "step", "ordinal", "part", "roster", "variant", "protection", "phase", "kept", "settled",
+)  # fmt: skip
+
+
 def call_blob(call: Call, own: Own) -> bytes:
     """The arrays of a call: its inputs, and this site's own."""
-    return pack({"inputs": dict(call.inputs), "each": dict(own.each)})
+    return pack({"inputs": dict(call.inputs), "each": dict(own.each)}) if own.each else call.inputs_packed
 
 
-def read_call(content: Mapping[str, Any], blob: bytes) -> tuple[Call, Own]:
-    """The call and the site's own part. Raises BadMessage for anything that medfed would not write."""
+def read_call(content: Mapping[str, Any], blob: bytes, blob_hash: str = "") -> tuple[Call, Own]:
+    """The call and the site's own part. Raises BadMessage for anything that medfed would not write.
+
+    blob_hash: SHA-256 of the blob where it was verified, so that it isn't worked out again.
+    """
     study, run, step, part = (_text(content, name, 1000) for name in ("study", "run", "step", "part"))
     phase, protection, variant = content.get("phase"), content.get("protection"), content.get("variant")
     roster = content.get("roster")
@@ -70,6 +80,7 @@ def read_call(content: Mapping[str, Any], blob: bytes) -> tuple[Call, Own]:
         variant=variant,
         protection=cast(Protection, protection),
         phase=cast(Phase, phase),
+        inputs_hash="" if each else blob_hash,
     )
     return call, Own(_key(content, "kept"), _key(content, "settled"), each)
 
@@ -97,7 +108,18 @@ def read_failure(content: Mapping[str, Any]) -> Failure:
     kind, reason = content.get("kind"), content.get("reason")
     if kind not in get_args(FailureKind) or not isinstance(reason, str):
         raise BadMessage("a failure is not as medfed writes it")
-    return Failure(cast(FailureKind, kind), " ".join(reason.split())[:400])
+    return Failure(cast(FailureKind, kind), one_line(reason))
+
+
+def one_line(text: object, most: int = 400) -> str:
+    """Somebody else's words, to be shown on a terminal: one line, of ordinary length, without control characters."""
+    words = " ".join(str(text)[: 4 * most].split())
+    return "".join(character for character in words if character.isprintable())[:most]
+
+
+def can_be_shown(text: str) -> bool:
+    """Whether a person sees all of a text on a terminal: nothing in it moves the cursor or turns the writing round."""
+    return all(c.isprintable() or c in "\n\t" or unicodedata.category(c) == "Zs" for c in text)
 
 
 def _text(content: Mapping[str, Any], name: str, most: int) -> str:
@@ -112,6 +134,33 @@ def _number(content: Mapping[str, Any], name: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 10**9:
         raise BadMessage(f"a call lacks its {name}")
     return value
+
+
+def read_number(value: object) -> int:
+    """A count that a site states of itself."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**53:
+        raise BadMessage("a site states a count that is none")
+    return value
+
+
+def read_figure(value: object) -> float:
+    """A figure that a site states of itself."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 2**53:
+        raise BadMessage("a site states a figure that is none")
+    return float(value)
+
+
+def read_released(value: object) -> tuple[Released, ...]:
+    """What a site says has left it in a run; it stands in the report."""
+    if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+        raise BadMessage("a site's list of what has left it is none")
+    found = []
+    for each in value:
+        if not isinstance(each.get("step"), str) or not _STEP.fullmatch(each["step"]):
+            raise BadMessage("a site's list of what has left it names no step")
+        calls, values, size = (read_number(each.get(name)) for name in ("calls", "values", "bytes"))
+        found.append(Released(each["step"], calls, values, size, read_figure(each.get("charge"))))
+    return tuple(found)
 
 
 def _key(content: Mapping[str, Any], name: str) -> str | None:

@@ -58,6 +58,33 @@ _LOGGING = {
 }
 
 
+# The dispatcher job's app: two objects of the installed package. A site holds whatever is deployed to exactly this.
+APP: Mapping[str, Any] = {
+    "config/config_fed_server.json": {
+        "format_version": 2,
+        "workflows": [
+            {
+                "id": "controller",
+                "path": CONTROLLER,
+                "args": {"server_obj_id": "relay", "collab_obj_ids": [], "sync_task_timeout": 20},
+            }
+        ],
+        "components": [{"id": "relay", "path": f"{RELAYS}.CoordinatorRelay", "args": {"at": SERVER_SOCKET}}],
+        "task_data_filters": [],
+        "task_result_filters": [],
+    },
+    "config/config_fed_client.json": {
+        "format_version": 2,
+        "executors": [
+            {"tasks": ["*"], "executor": {"id": "executor", "path": EXECUTOR, "args": {"client_obj_id": "relay"}}}
+        ],
+        "components": [{"id": "relay", "path": f"{RELAYS}.SiteRelay", "args": {"at": SITE_SOCKET}}],
+        "task_data_filters": [],
+        "task_result_filters": [],
+    },
+}
+
+
 def write_server(folder: Path, project: str, address: CoordinatorAddress, pair: Pair, root: bytes) -> None:
     """The server's workspace."""
     startup = private_folder(folder / "startup")
@@ -119,7 +146,7 @@ def write_server(folder: Path, project: str, address: CoordinatorAddress, pair: 
                 "path": "nvflare.app_common.job_launcher.server_process_launcher.ServerProcessJobLauncher",
                 "args": {},
             },
-            {"id": "medfed_guard", "path": "medfed.engines.nvflare.guard.RegistrationGuard", "args": {}},
+            {"id": "medfed_guard", "path": "medfed.engines.nvflare.server_guard.RegistrationGuard", "args": {}},
         ],
     }
     _local(folder, resources)
@@ -209,7 +236,8 @@ def write_site(folder: Path, site: str, project: str, *, host: str, port: int, s
                 "path": "nvflare.app_common.job_launcher.client_process_launcher.ClientProcessJobLauncher",
                 "args": {},
             },
-            {"id": "medfed_token", "path": "medfed.engines.nvflare.guard.RegistrationToken", "args": {}},
+            {"id": "medfed_token", "path": "medfed.engines.nvflare.site_guard.RegistrationToken", "args": {}},
+            {"id": "medfed_guard", "path": "medfed.engines.nvflare.site_guard.SiteGuard", "args": {}},
         ],
     }
     _local(folder, resources)
@@ -228,35 +256,8 @@ def write_job(folder: Path) -> None:
         folder / "meta.json",
         {"name": "medfed", "resource_spec": {}, "min_clients": 1, "deploy_map": {"app": ["@ALL"]}},
     )
-    config = folder / "app" / "config"
-    _json(
-        config / "config_fed_server.json",
-        {
-            "format_version": 2,
-            "workflows": [
-                {
-                    "id": "controller",
-                    "path": CONTROLLER,
-                    "args": {"server_obj_id": "relay", "collab_obj_ids": [], "sync_task_timeout": 20},
-                }
-            ],
-            "components": [{"id": "relay", "path": f"{RELAYS}.CoordinatorRelay", "args": {"at": SERVER_SOCKET}}],
-            "task_data_filters": [],
-            "task_result_filters": [],
-        },
-    )
-    _json(
-        config / "config_fed_client.json",
-        {
-            "format_version": 2,
-            "executors": [
-                {"tasks": ["*"], "executor": {"id": "executor", "path": EXECUTOR, "args": {"client_obj_id": "relay"}}}
-            ],
-            "components": [{"id": "relay", "path": f"{RELAYS}.SiteRelay", "args": {"at": SITE_SOCKET}}],
-            "task_data_filters": [],
-            "task_result_filters": [],
-        },
-    )
+    for name, content in APP.items():
+        _json(folder / "app" / name, content)
 
 
 def _local(folder: Path, resources: Mapping[str, Any]) -> None:
