@@ -1,7 +1,8 @@
-"""The roster of a consortium of site folders: a file, CONSORTIUM/roster.json, with each site's name and public key.
+"""Whose keys a site may believe in a secure sum: the roster of its consortium, which an approval takes over and signs.
 
-`medfed site init` adds the site's own line. An approval takes the keys from the file as they stand and signs them, so a
-line that is changed later changes nothing until the site's officer approves again.
+Of site folders it is a file, CONSORTIUM/roster.json; `medfed site init` adds the site's own line. Over a network it comes
+with a proposal, signed by the authority that the site's kit names, and lies in SITE/network/roster.json. What is changed
+later changes nothing until the site's officer approves again.
 """
 
 import fcntl
@@ -11,10 +12,12 @@ from pathlib import Path
 
 from medfed.canonical import digest, write_atomically
 from medfed.data.site_folder import SiteFolder
-from medfed.errors import PolicyViolation
+from medfed.errors import PolicyViolation, PrivacyError
+from medfed.privacy import SignedRoster, call_roster
 from medfed.privacy.signatures import is_key
 
 ROSTER_FILE = "roster.json"
+MOST_SITES = 10_000
 
 
 def roster_path(site: Path) -> Path | None:
@@ -24,9 +27,28 @@ def roster_path(site: Path) -> Path | None:
 
 
 def read_roster(site: SiteFolder) -> dict[str, str]:
-    """Names and public keys of the consortium's sites; none where there is no file. Raises PolicyViolation."""
-    path = roster_path(site.folder)
+    """Names and public keys of the consortium's sites; none where the site knows of no roster. Raises PolicyViolation."""
+    if (site.folder / "network" / "membership.json").exists():
+        path: Path | None = site.folder / "network" / ROSTER_FILE
+    else:
+        path = roster_path(site.folder)
     return _read(path) if path is not None else {}
+
+
+def keep_network_roster(site: SiteFolder, signed: object, authority: str) -> None:
+    """Keep the roster that came over the network. PolicyViolation where the authority of the site's kit did not sign it."""
+    fields = signed if isinstance(signed, dict) else {}
+    names, keys, signature = fields.get("sites"), fields.get("keys"), fields.get("signature")
+    lists = isinstance(names, list) and isinstance(keys, list) and len(names) == len(keys) <= MOST_SITES
+    if not lists or not all(isinstance(word, str) for word in (*(names or ()), *(keys or ()), signature)):
+        raise PolicyViolation("the roster that came with the study can't be read")
+    directory = SignedRoster(tuple(names or ()), tuple(keys or ()), str(signature))
+    try:
+        roster = call_roster(directory, authority, directory.sites)
+    except PrivacyError as problem:
+        raise PolicyViolation(f"the roster that came with the study is not taken: {problem}") from None
+    sites = dict(zip(roster.sites, roster.keys, strict=True))
+    write_atomically(site.folder / "network" / ROSTER_FILE, (json.dumps({"sites": sites}, indent=1) + "\n").encode())
 
 
 def _read(path: Path) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """What coordinator and site have to mean alike when a secure sum is opened: contexts, words, and the counts that are shown."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,11 @@ def why_plain(study: Study, roster: Mapping[str, str]) -> str | None:
 
 def approved_roster(approvals: Iterable[Approval | None]) -> dict[str, str]:
     """The sites, and their keys, that every standing approval names alike."""
-    rosters = [approval.roster for approval in approvals if approval is not None]
+    return common_roster([approval.roster for approval in approvals if approval is not None])
+
+
+def common_roster(rosters: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """The sites that stand with the same key in all rosters."""
     if not rosters:
         return {}
     return {site: key for site, key in rosters[0].items() if all(other.get(site) == key for other in rosters)}

@@ -138,7 +138,7 @@ class Runner:
         self.store.start_run(run, self.study.hash, self.study.model_dump_json(), at)
         self._take_heads()
         try:
-            self.roster = self.store.run_roster(run, self._roster())
+            self.roster = self.store.run_roster(run, self._roster)
             reached = set(self.roster) or set(self.engine.sites)
             sites = tuple(site for site in self.study.sites.invited if site in reached)
             federation = Federation(run=None, round=0, sites=sites)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -156,13 +156,20 @@ class RunnerStore:
 
     # -- secure sums -------------------------------------------------------------------------------------------------
 
-    def run_roster(self, run: str, keys: Mapping[str, str]) -> dict[str, str]:
-        """The sites and keys over which a run's sums are secure, as at its start; {} where its sums are plain."""
+    def run_roster(self, run: str, find: Callable[[], Mapping[str, str]]) -> dict[str, str]:
+        """The sites and keys over which a run's sums are secure, as ``find`` gives them at its start.
+
+        {} where its sums are plain; a run that has an outcome in plain stays so.
+        """
         row = self.db.execute("select keys from roster where run=?", (run,)).fetchone()
-        if row is None:
-            self._write("insert into roster values(?,?)", (run, json.dumps(keys)))
-            return dict(keys)
-        found: dict[str, str] = json.loads(row[0])
+        if row is not None:
+            known: dict[str, str] = json.loads(row[0])
+            return known
+        if self.calls(run):
+            return {}
+        found = dict(find())
+        if found:
+            self._write("insert into roster values(?,?)", (run, json.dumps(found)))
         return found
 
     def next_attempt(self, key: str, study: str) -> tuple[int, tuple[str, ...]]:
