@@ -212,7 +212,7 @@ def test_a_call_cannot_name_a_file_of_the_site_as_its_inputs(
     monkeypatch.setattr(site_service._Steps, "answer", answer)
     put(service, sealer, call_of(study.hash, inputs_file="/etc/passwd", extra={"deep": 1}, wait=5))
     assert len(passed) == 1
-    assert set(passed[0]) == set(site_service.CALL_FIELDS)
+    assert set(passed[0]) == {*site_service.CALL_FIELDS, "inputs_hash"}
 
 
 def test_nothing_is_started_for_a_study_that_was_not_proposed(service: SiteService, sealer: Sealer) -> None:

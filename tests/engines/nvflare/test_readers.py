@@ -269,6 +269,7 @@ def test_parts_of_another_place_size_or_content_leave_nothing(tmp_path: Path) ->
 
 def test_what_comes_in_is_bounded_and_old_inputs_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "ALL_AT_MOST", 1000)
+    monkeypatch.setattr(parts, "IN_MEMORY", 0)  # on disk, as what is large
     incoming = Incoming(tmp_path)
     used = [tmp_path / f"{number:064x}" for number in range(3)]
     for age, path in enumerate(used):
