@@ -89,6 +89,7 @@ def _step(study: Study, table: StudyTable, policy: Policy, step: Step, protectio
         amounts[kind] += values
         releases.append(ReleasePreview(name, kind, shape, values, 8 * width * values, limit))
     view = table.on(step.reads[0])
+    plain = protection == "plain" or not step.is_sum
     held = None
     full_name = step_name(step)
     if not policy.allows_step(full_name):
@@ -99,10 +100,12 @@ def _step(study: Study, table: StudyTable, policy: Policy, step: Step, protectio
         isinstance(declared, Reply) and declared.site_terms for declared in step.releases.values()
     ):
         held = SITE_TERMS
-    elif over := [k for k, v in amounts.items() if v > policy.values_per_patient.get(k, 0.0) * view.patients]:  # type: ignore[call-overload]
+    elif plain and (
+        over := [k for k, v in amounts.items() if v > policy.values_per_patient.get(k, 0.0) * view.patients]
+    ):  # type: ignore[call-overload]
         held = TOO_MANY.format(kind=over[0])
     else:
-        held = judge_rows(table.on("all"), view, study, policy, protection, ())
+        held = judge_rows(table.on("all"), view, study, policy, "plain" if plain else "secure", ())
     return StepPreview(
         step=full_name,
         meaning=(step.function.__doc__ or "").strip().split("\n")[0],

@@ -63,7 +63,9 @@ NOT_INVITED = "the site was not invited into this consortium"
 REMOVED = "the site was removed"
 NOT_JOINED = "the site has a kit but has not joined yet"
 NOT_ASKED = "the coordinator could not ask the site"
-NOBODY_TO_ASK = "no site can be asked whether sums may be secure, so nothing was started; `medfed status` says how they stand"
+NOBODY_TO_ASK = (
+    "no site can be asked whether sums may be secure, so nothing was started; `medfed status` says how they stand"
+)
 STILL_WORKING = "the site was still working when the deadline ({minutes} min) had passed"
 STILL_AWAY = "{why}, and the deadline ({minutes} min) has passed"
 
