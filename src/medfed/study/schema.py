@@ -15,7 +15,8 @@ from medfed.canonical import canonical_json
 from medfed.declarations import validate
 from medfed.errors import StudyError
 from medfed.study.contradictions import contradictions
-from medfed.study.design import Column, Design
+from medfed.study.design import Column, Design, Formula
+from medfed.study.formula import default_formula, parse_formula
 from medfed.study.variables import Code, Text, Variable, text_in
 
 
@@ -82,7 +83,7 @@ class Cohort(Declared):
 class Task(Declared):
     """What is to be learned, and how code variables become features."""
 
-    kind: Literal["treatment_effect", "risk_prediction"]
+    kind: Literal["treatment_effect", "risk_prediction", "association"]
     coding: Literal["reference", "all_levels"] = "reference"
 
 
@@ -243,10 +244,48 @@ class Study(Declared):
         return Design(tuple(columns))
 
     @cached_property
+    def formulas(self) -> dict[str, Formula]:
+        """Formulas that were parsed, by text: see ``formula``."""
+        return {}
+
+    def formula(self, variant: str | None = None) -> Formula:
+        """The formula among the settings of the method, or of a variant; main effects of everything where none is.
+
+        Raises StudyError for one that can't be understood.
+        """
+        text = str(self.settings_of(variant).get("formula") or default_formula(self.variables))
+        if text not in self.formulas:
+            self.formulas[text] = parse_formula(text, self.variables, self.outcome)
+        return self.formulas[text]
+
+    @cached_property
+    def numbers(self) -> tuple[str, ...]:
+        """Names of the variables that are numbers, in the study's order."""
+        return tuple(name for name, variable in self.variables.items() if variable.type == "number")
+
+    @cached_property
+    def levels(self) -> tuple[tuple[str, str, int], ...]:
+        """(variable, code, index as stored) of every code of every coded variable; "" and -1: the code is missing."""
+        return tuple(
+            (name, code, index)
+            for name, variable in self.variables.items()
+            if variable.type == "code"
+            for index, code in (*enumerate(variable.codes or ()), (-1, ""))
+        )
+
+    @cached_property
     def sizes(self) -> dict[str, int | tuple[int]]:
-        """The study's sizes, by the names that steps use in shapes. (n,): chosen by an input, at most n."""
+        """The study's sizes, by the names that steps use in shapes. (n,): chosen by an input, at most n.
+
+        terms: columns of the formula; numbers, levels: variables and codes that are described; groups: arms, or
+        outcomes in a study without arms.
+        """
         sizes: dict[str, int | tuple[int]] = {
             "p": len(self.design.columns),
+            "terms": (max(len(self.formula(variant).columns) for variant in (None, *self.variants)),),
+            "numbers": len(self.numbers),
+            "levels": len(self.levels),
+            "groups": len(self.variables[self.arm].codes or ()) if self.arm else 2,
             "outcomes": 2,
             "bins": (self.evaluation.bins,),
             "folds": (max(self.parts.folds or 1, 1),),

@@ -46,7 +46,7 @@ class Variable(BaseModel):
 
     meaning: Text
     type: Literal["number", "code", "date", "text"]
-    role: Literal["outcome", "arm", "covariate", "part", "cohort"]
+    role: Literal["outcome", "arm", "covariate", "part", "cohort", "offset", "weight"]
     unit: str | None = None
     range: Annotated[tuple[float, float], BeforeValidator(_two_numbers)] | None = None
     codes: dict[str, Text] | None = None
@@ -102,7 +102,14 @@ class Variable(BaseModel):
             yield "event: only an outcome has an event; remove it"
         if self.reference is not None and self.role not in ("arm", "covariate"):
             yield f"reference: only an arm or a covariate has a reference, not an {self.role}; remove it"
-        if self.role in ("outcome", "arm", "part") and self.missing != "drop":
+        if self.role in ("offset", "weight") and self.type != "number":
+            yield f"type: {'an' if self.role == 'offset' else 'a'} {self.role} is a number, not a {self.type}"
+        if self.role == "weight" and self.range and self.range[0] <= 0:
+            yield (
+                f"range: a weight of {self.range[0]:g} is possible, and a weight is above 0; raise the lowest value, "
+                "and leave rows without weight out of the cohort"
+            )
+        if self.role in ("outcome", "arm", "part", "offset", "weight") and self.missing != "drop":
             yield f"missing: an {self.role} can't be made up; its missing rule is `drop`"
         if self.role in ("covariate", "outcome") and self.type not in ("number", "code"):
             yield f"type: a {self.role} is a number or a code, not a {self.type}"
