@@ -231,7 +231,7 @@ class Doors:
                 if name not in step.takes:
                     raise PolicyViolation(f"the call brings an input {name!r} that the step does not declare")
                 check_one_input(name, value, step, sizes, limit=step.takes[name].limit)
-            gate.check_steepness(step, {**call.inputs, **own.each}, self.study, access.policy)
+            gate.check_steepness(step, {**call.inputs, **own.each}, self.study, access.policy, call.variant)
             for name, limit in access.policy.input_limits.items():
                 if name in step.takes:
                     value = own.each[name] if name in own.each else call.inputs[name]

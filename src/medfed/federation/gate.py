@@ -55,7 +55,9 @@ def declared_ranges(study: Study) -> tuple[FloatArray, FloatArray, NDArray[np.bo
     return low, high, numeric
 
 
-def check_steepness(step: Step, inputs: Mapping[str, Any], study: Study, policy: Policy) -> None:
+def check_steepness(
+    step: Step, inputs: Mapping[str, Any], study: Study, policy: Policy, variant: str | None = None
+) -> None:
     """Refuse a model so steep that sums turn into thresholds, from public numbers only. Raises PolicyViolation.
 
     Two thresholds that differ a little differ by the patients between them. Bounded are, over the declared ranges, the
@@ -64,7 +66,7 @@ def check_steepness(step: Step, inputs: Mapping[str, Any], study: Study, policy:
     named = {declared.meaning: name for name, declared in step.takes.items() if declared.meaning}
     if "scale" not in named:
         return
-    low, high, _ = declared_ranges(study)
+    low, high, _ = step.ranges(study, variant) if step.ranges else declared_ranges(study)
     with np.errstate(all="ignore"):
         scale = np.abs(np.asarray(inputs[named["scale"]], dtype=np.float64))
         centre = np.asarray(inputs[named["centre"]], dtype=np.float64) if "centre" in named else np.zeros_like(scale)

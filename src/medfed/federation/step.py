@@ -106,7 +106,11 @@ class Out:
 
 @dataclass(eq=False)
 class Step:
-    """A function with its declaration; ``batched`` adds a twin that computes many sites at once."""
+    """A function with its declaration; ``batched`` adds a twin that computes many sites at once.
+
+    ranges: (study, variant) -> low, high and is-a-number of each column that its coefficients belong to, for the
+    gate's bound on steepness; the study's features where it is None.
+    """
 
     function: Callable[..., Out]
     reads: tuple[str, ...]
@@ -115,6 +119,7 @@ class Step:
     keeps: Keep | None
     name: str = ""
     twin: Callable[..., Out] | None = field(default=None, repr=False)
+    ranges: Callable[[Any, str | None], tuple[Any, Any, Any]] | None = field(default=None, repr=False)
 
     def __call__(self, site: Any, **inputs: Any) -> Out:
         return self.function(site, **inputs)
@@ -136,6 +141,7 @@ def step(
     takes: Mapping[str, Input] | None = None,
     releases: Mapping[str, Release],
     keeps: Keep | None = None,
+    ranges: Callable[[Any, str | None], tuple[Any, Any, Any]] | None = None,
 ) -> Callable[[Callable[..., Out]], Step]:
     """Declare a step. Its name is ``distribution:module.function``; the distribution is that of the top package."""
 
@@ -145,7 +151,7 @@ def step(
             raise TypeError(f"{function.__qualname__}: a step releases sums or replies, not both")
         parts = (reads,) if isinstance(reads, str) else reads
         name = f"{function.__module__}.{function.__qualname__}"
-        return Step(function, parts, dict(takes or {}), dict(releases), keeps, name)
+        return Step(function, parts, dict(takes or {}), dict(releases), keeps, name, ranges=ranges)
 
     return declare
 

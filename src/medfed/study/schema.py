@@ -230,6 +230,11 @@ class Study(Declared):
         return self._with_role("arm")
 
     @cached_property
+    def weight(self) -> str | None:
+        """Name of the variable that weights rows, if the study has one."""
+        return self._with_role("weight")
+
+    @cached_property
     def covariates(self) -> tuple[str, ...]:
         """Names of the covariates, in the study's order."""
         return tuple(name for name, variable in self.variables.items() if variable.role == "covariate")

@@ -1,0 +1,338 @@
+"""The columns of a model's formula at one site, in blocks of rows: the same from memory and from disk, at any size.
+
+Columns are standardised about a centre and scale that the coordinator brings. A missing number (of a variable whose
+rule is ``missing: mean``) leaves its column at the centre, 0. A block is (terms, rows): one column lies in one piece.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medfed.errors import FederationError
+from medfed.federation.site import Site
+from medfed.federation.step import Input, Out, Sum, step
+from medfed.methods.families import is_possible
+from medfed.study import Study
+from medfed.study.design import Factor, Formula, FormulaColumn
+
+FloatArray = NDArray[np.float64]
+
+BLOCK = 8_192  # rows: a block of 30 columns, weighted and not, stays in a processor's cache
+PIECE = 65_536
+REMEMBERED = 2_000_000  # values: a design of fewer is built once a site and scaling
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows: part (columns as stored, by name); y (b,); offset (b,) or 0; weight (b,) or 1."""
+
+    part: dict[str, NDArray[Any]]
+    y: FloatArray
+    offset: FloatArray | float
+    weight: FloatArray | float
+
+
+@dataclass(frozen=True)
+class Block:
+    """x (terms, b) standardised; y (b,); offset (b,) or 0; weight (b,) or 1."""
+
+    x: FloatArray
+    y: FloatArray
+    offset: FloatArray | float
+    weight: FloatArray | float
+
+
+def formula_ranges(study: Study, variant: str | None) -> tuple[FloatArray, FloatArray, NDArray[np.bool_]]:
+    """Low and high of every column of the formula (terms,), and which of them are numbers (not 0 or 1)."""
+    return _ranges(study.formula(variant))
+
+
+def _ranges(formula: Formula) -> tuple[FloatArray, FloatArray, NDArray[np.bool_]]:
+    columns = formula.columns
+    numeric = np.array([bool(column.parts) and not column.is_indicator for column in columns])
+    return np.array([column.low for column in columns]), np.array([column.high for column in columns]), numeric
+
+
+def blocks(site: Site, centre: FloatArray, scale: FloatArray, response: str = "outcome") -> Iterator[Block]:
+    """The rows of the site's part in blocks. response: "outcome", or "arm" for its level index."""
+    formula = site.study.formula(site.variant)
+    if site.table.rows * len(formula.columns) <= REMEMBERED:
+        inputs = {"centre": centre, "scale": scale}
+        # A step may ask for several passes, and the next round asks for the same design.
+        yield from site.memo(
+            f"design {response} {site.variant}", inputs, lambda: list(_read(site, centre, scale, response))
+        )
+        return
+    yield from _read(site, centre, scale, response)
+
+
+def _read(site: Site, centre: FloatArray, scale: FloatArray, response: str) -> Iterator[Block]:
+    study, formula = site.study, site.study.formula(site.variant)
+    for rows in _pieces(site, response):
+        yield Block(_design(study, formula, rows.part, centre, scale), rows.y, rows.offset, rows.weight)
+
+
+def _pieces(site: Site, response: str) -> Iterator[Rows]:
+    study, formula, weight = site.study, site.study.formula(site.variant), site.study.weight
+    wanted = list(dict.fromkeys(_stored_as(study, name) for name in formula.variables))
+    wanted += [name for name in (response, weight) if name and name not in wanted]
+    for piece in site.table.batches(wanted, PIECE):
+        for start in range(0, len(piece[0]), BLOCK):
+            part = {name: array[start : start + BLOCK] for name, array in zip(wanted, piece, strict=True)}
+            yield Rows(
+                part,
+                y=np.asarray(part[response], dtype=np.float64),
+                offset=_values(study, formula.offset, part) if formula.offset else 0.0,
+                weight=part[weight] if weight else 1.0,
+            )
+
+
+def _design(
+    study: Study, formula: Formula, part: dict[str, NDArray[Any]], centre: FloatArray, scale: FloatArray
+) -> FloatArray:
+    x = np.empty((len(formula.columns), len(next(iter(part.values())))))
+    for index, column in enumerate(formula.columns):
+        row = x[index]
+        if len(column.parts) == 1 and column.parts[0][1] is None:
+            np.subtract(_values(study, column.parts[0][0], part), centre[index], out=row)
+            row *= 1.0 / scale[index]
+        else:
+            row[:] = column_values(study, column, part)
+            if not column.is_indicator and not column.is_intercept:
+                row -= centre[index]
+                row *= 1.0 / scale[index]
+        if any(study.variables[factor.variable].missing == "mean" for factor, _ in column.parts):
+            row[np.isnan(row)] = 0.0
+    return x
+
+
+def column_values(study: Study, column: FormulaColumn, part: dict[str, NDArray[Any]]) -> FloatArray | float:
+    """One column (b,) in the study's units; 1 for the intercept. 0 where an indicator in it is 0, known or not."""
+    inside: Any = 1.0
+    product: Any = 1.0
+    for factor, level in column.parts:
+        if level is None:
+            product = product * _values(study, factor, part)
+        else:
+            inside = inside * (part[_stored_as(study, factor.variable)] == _level(study, factor, level))
+    if np.ndim(product) == 0 or np.ndim(inside) == 0:
+        return np.asarray(product * inside) if column.parts else 1.0
+    return np.where(inside > 0, product, 0.0)
+
+
+def _values(study: Study, factor: Factor, part: dict[str, NDArray[Any]]) -> FloatArray:
+    values = np.asarray(part[_stored_as(study, factor.variable)], dtype=np.float64)
+    if factor.change == "log":
+        return np.log(values)
+    if factor.change == "sqrt":
+        return np.sqrt(values)
+    return values**factor.exponent if factor.change == "power" else values
+
+
+def _stored_as(study: Study, name: str) -> str:
+    """The column that holds a variable: the arm is read by its role, since a variable may be called "arm" itself."""
+    return "arm" if name == study.arm else name
+
+
+def _level(study: Study, factor: Factor, level: int) -> int:
+    """The index that marks a level: of the arm, the reference is 0 and the others follow."""
+    if factor.variable != study.arm:
+        return level
+    codes = list(study.variables[factor.variable].codes or ())
+    reference = codes.index(study.variables[factor.variable].reference or codes[0])
+    return 0 if level == reference else level + (level < reference)
+
+
+def smallest_cell(site: Site) -> float:
+    """Patients in the smallest cell of two or more coded factors that the design's sums show; infinity where none is.
+
+    Cells of a single factor are judged by the gate. With an outcome of codes a cell counts by outcome: the sums show
+    both, and one that is empty tells the result of everybody in the other.
+    """
+    study, formula = site.study, site.study.formula(site.variant)
+    coded = [c for c in formula.columns if sum(level is not None for _, level in c.parts) >= 2]
+    if not coded or site.minimum_cell <= 1:
+        return float("inf")
+
+    def compute() -> float:
+        names = list(
+            dict.fromkeys(_stored_as(study, factor.variable) for column in coded for factor, _ in column.parts)
+        )
+        by_outcome = study.variables[study.outcome].type == "code"
+        counts = np.zeros((2, len(coded)))
+        for piece in site.table.batches([*names, "outcome"], PIECE):
+            part = dict(zip([*names, "outcome"], piece, strict=True))
+            for index, column in enumerate(coded):
+                inside = np.ones(len(piece[0]), dtype=bool)
+                for factor, level in column.parts:
+                    if level is not None:
+                        inside &= part[_stored_as(study, factor.variable)] == _level(study, factor, level)
+                counts[0, index] += inside.sum()
+                counts[1, index] += part["outcome"][inside].sum() if by_outcome else 0.0
+        here = counts[0] > 0
+        smallest = np.minimum(counts[1], counts[0] - counts[1]) if by_outcome else counts[0]
+        return float(smallest[here].min()) if here.any() else float("inf")
+
+    return site.memo(f"smallest cell {site.variant}", {}, compute)
+
+
+# -- what every model by formula begins with ----------------------------------------------------------------------------
+
+
+@step(
+    reads="train",
+    takes={"about": Input("terms", limit=1.0)},
+    releases={
+        "sums": Sum("terms", limit_per_row=1),
+        "squares": Sum("terms", limit_per_row=1),
+        "known": Sum("terms", limit_per_row=1),
+        "events": Sum("terms", limit_per_row=1),
+        "whole": Sum("6", limit_per_row=1e6),
+        "unusable": Sum("3", limit=1),
+    },
+)
+def formula_moments(site: Site, *, about: FloatArray) -> Out:
+    """Sums of each column of the formula and of its squares, on the declared range, and how many rows have it.
+
+    about (terms,): subtracted before. events: rows that have an indicator and the event. whole: rows, weight, weighted
+    outcome and its square on the declared range, weighted offset, log of weight. unusable: 1 where some weight is not above 0, some
+    outcome is not one that the family can have, some offset is not finite.
+    """
+    study = site.study
+    low, high, _ = formula_ranges(study, site.variant)
+    family = str(site.settings.get("family", ""))
+    sums, squares, known, events = (np.zeros(len(low)) for _ in range(4))
+    whole, unusable = np.zeros(6), np.zeros(3)
+    bottom, width = outcome_range(study)
+    indicators = np.array([column.is_indicator for column in study.formula(site.variant).columns])
+    for piece in _pieces(site, "outcome"):
+        for index, column in enumerate(study.formula(site.variant).columns):
+            values = np.broadcast_to(np.asarray(column_values(study, column, piece.part)), piece.y.shape)
+            unit = (values - low[index]) / (high[index] - low[index]) - about[index]
+            here = np.isfinite(unit)
+            unit = np.where(here, unit, 0.0)
+            sums[index] += unit.sum()
+            squares[index] += (unit * unit).sum()
+            known[index] += here.sum()
+            if indicators[index] and study.variables[study.outcome].type == "code":
+                events[index] += (values * piece.y).sum()
+        weight = np.broadcast_to(np.asarray(piece.weight, dtype=np.float64), piece.y.shape)
+        offset = np.broadcast_to(np.asarray(piece.offset, dtype=np.float64), piece.y.shape)
+        unusable[0] = max(unusable[0], float(not (weight > 0).all()))
+        unusable[1] = max(unusable[1], float(not is_possible(family, piece.y)))
+        unusable[2] = max(unusable[2], float(not np.isfinite(offset).all()))
+        if not unusable.any():
+            unit = (piece.y - bottom) / width
+            logs = np.log(weight).sum() if study.weight else 0.0
+            whole += [len(unit), weight.sum(), weight @ unit, weight @ (unit * unit), weight @ offset, logs]
+    return Out(
+        {
+            "sums": sums, "squares": squares, "known": known, "events": events,
+            "whole": np.zeros(6) if unusable.any() else whole, "unusable": unusable,
+        },
+        effective_patients=smallest_cell(site),
+    )  # fmt: skip
+
+
+def outcome_range(study: Study) -> tuple[float, float]:
+    """Lowest value and width of the outcome's declared range; 0 and 1 of a coded outcome."""
+    low, high = study.variables[study.outcome].range or (0.0, 1.0)
+    return low, high - low
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """centre, scale (terms,) of the columns. rows, weight; mean, variance: of the outcome, weighted; offset: its mean;
+    log_weight: sum of the logarithms of the weights.
+    """
+
+    centre: FloatArray
+    scale: FloatArray
+    rows: float
+    weight: float
+    mean: float
+    variance: float
+    offset: float
+    log_weight: float
+
+
+def scaling(federation: Any, formula: Formula, *, exact: bool) -> Scaling:
+    """Mean and deviation of each numeric column over the federation's training rows, and facts of the outcome.
+
+    exact: the scale is the deviation itself (a penalty means it); else one that keeps columns within bounds suffices.
+    Raises FederationError, one sentence, for rows that can't be used, levels that nobody has, cells under the minimum,
+    and fewer patients than coefficients.
+    """
+    study: Study = federation.study
+    total = federation.sum(formula_moments, about=np.zeros(len(formula.columns)))
+    _refuse_unusable(study, total["unusable"])
+    rows, weight, mean, square, offset, log_weight = (float(value) for value in total["whole"])
+    if not rows > 0:
+        raise FederationError("no site has a patient in this part of the study")
+    low, high, numeric = _ranges(formula)
+    sums, known = total["sums"], total["known"]
+    _refuse_small_levels(study, formula, sums, total["events"])
+    if rows <= len(formula.columns):
+        raise FederationError(
+            f"{rows:.0f} patients can't carry {len(formula.columns)} coefficients; leave terms out of the formula"
+        )
+    with np.errstate(invalid="ignore", divide="ignore"):
+        middle = sums / known
+        deviation = np.sqrt(np.maximum(total["squares"] / known - middle * middle, 0.0))
+    for index in np.flatnonzero(numeric):
+        name = formula.names[index]
+        if not known[index] > 0:
+            raise FederationError(f"{name!r} is missing for every patient who was counted; leave it out of the formula")
+        if not deviation[index] > 1e-7:  # of the declared range; the ring's rounding alone gives 1e-8
+            raise FederationError(
+                f"{name!r} has the same value for every patient who was counted; leave it out of the formula"
+            )
+    centre = np.where(numeric, low + middle * (high - low), 0.0)
+    scale = np.where(numeric, deviation * (high - low), 1.0)
+    if not exact:
+        # A site refuses columns that are blown up; where nothing hangs on the unit, a larger one says the same.
+        scale = np.where(numeric, np.maximum(scale, np.maximum(high - centre, centre - low) / 500.0), scale)
+    bottom, width = outcome_range(study)
+    mean, square = mean / weight, square / weight
+    return Scaling(
+        centre=centre,
+        scale=scale,
+        rows=rows,
+        weight=weight,
+        mean=bottom + mean * width,
+        variance=max(square - mean * mean, 0.0) * width * width,
+        offset=offset / weight,
+        log_weight=log_weight,
+    )
+
+
+def _refuse_unusable(study: Study, unusable: FloatArray) -> None:
+    sentences = (
+        f"a weight ({study.weight}) is 0, negative or missing at a site; every weight is above 0: leave such rows out "
+        "of the cohort",
+        f"the outcome ({study.outcome}) has a value that this family can't have: counts are 0 or more, gamma outcomes "
+        "are above 0; choose another family, or correct the values",
+        "an offset is not a finite number at a site: it is missing, or the logarithm of 0; leave such rows out",
+    )
+    for flag, sentence in zip(unusable, sentences, strict=True):
+        if flag > 0:
+            raise FederationError(sentence)
+
+
+def _refuse_small_levels(study: Study, formula: Formula, sums: FloatArray, events: FloatArray) -> None:
+    minimum = study.privacy.minimum_cell
+    by_outcome = study.variables[study.outcome].type == "code"
+    for index, column in enumerate(formula.columns):
+        if not column.is_indicator:
+            continue
+        if not sums[index] > 0:
+            raise FederationError(f"no patient who was counted has {column.name!r}; leave it out, or merge levels")
+        cells = (events[index], sums[index] - events[index]) if by_outcome else (sums[index],)
+        if len(column.parts) > 1 and min(cells) < minimum:
+            raise FederationError(
+                f"the interaction {column.name!r} makes a cell of fewer than {minimum} patients"
+                f"{' with or without the event' if by_outcome else ''}; leave it out, or merge levels"
+            )

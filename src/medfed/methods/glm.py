@@ -1,0 +1,383 @@
+"""Generalised linear models by formula: the pooled fit, to rounding. Binomial, Gaussian, Poisson, gamma, negative binomial.
+
+Sites return score and information, sums over their patients; the coordinator solves (Newton's method on the expected
+information, on the observed one where alpha is estimated with the coefficients). Terms may be penalised (ridge, lasso).
+A site's own intercept is solved for at the site and eliminated from its sums by Schur complement: it is never released.
+Covariances: of the model, HC0, clustered by site. McCullagh and Nelder 1989, section 2.5; White 1980; Liang and
+Zeger 1986; profile likelihood over sites: Murphy and van der Vaart 2000.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medfed.errors import FederationError, StudyError
+from medfed.federation.federation import Federation
+from medfed.federation.site import Site
+from medfed.federation.step import Input, Out, Step, Sum, step
+from medfed.methods.design_matrix import formula_moments, formula_ranges, scaling, smallest_cell
+from medfed.methods.families import FAMILIES, gamma_log_likelihood, has_free_dispersion, link
+from medfed.methods.glm_result import assemble, patients_weight
+from medfed.methods.glm_sums import accumulated, evaluated, sandwich
+from medfed.methods.newton import symmetric
+from medfed.methods.solve import kkt_residual, lasso_step, newton_step, refuse_collinear
+from medfed.study import Study
+from medfed.study.design import Formula
+from medfed.study.formula import default_formula, parse_formula
+
+FloatArray = NDArray[np.float64]
+
+_TAKES = {
+    "beta": Input("terms", limit=50.0, meaning="coefficients"),
+    "centre": Input("terms", limit=1e12, meaning="centre"),
+    "scale": Input("terms", limit=1e12, meaning="scale"),
+    "outcome": Input("2", limit=1e12),
+    "log_alpha": Input("", limit=15.0),
+}
+_TERMS = {
+    "score": Sum("terms", limit_per_row=1e6),
+    "information": Sum("triangle(terms)", limit_per_row=1e7),
+    "fit": Sum("5", limit=1e12),
+}
+_MEAT = {
+    "information": Sum("triangle(terms)", limit_per_row=1e7),
+    "meat": Sum("triangle(terms)", limit=1e12),
+    "shape": Sum("2,terms+1", limit=1e12),
+}
+
+
+@step(reads="train", takes=_TAKES, releases=_TERMS, ranges=formula_ranges)
+def glm_terms(site: Site, **inputs: FloatArray) -> Out:
+    """Score and expected information of a generalised linear model at given coefficients, and how well it fits.
+
+    score (terms,), information (terms (terms + 1) / 2,); fit: log-likelihood (nats), deviance, Pearson's statistic,
+    rows, information weight. With site effects the site's intercept is maximised over and eliminated.
+    """
+    return accumulated(site, inputs, shape=False)
+
+
+@step(
+    reads="train",
+    takes=_TAKES,
+    releases={**_TERMS, "shape": Sum("2,terms+1", limit=1e12)},
+    ranges=formula_ranges,
+)
+def negative_binomial_terms(site: Site, **inputs: FloatArray) -> Out:
+    """Score and observed information of the negative binomial model, its overdispersion alpha included.
+
+    As ``glm_terms``; shape (2, terms + 1): information of log alpha with every coefficient and itself; its score, last.
+    """
+    return accumulated(site, inputs, shape=True)
+
+
+@step(reads="train", takes={**_TAKES, "unit": Input("", limit=1e15)}, releases=_MEAT, ranges=formula_ranges)
+def robust_terms(site: Site, **inputs: FloatArray) -> Out:
+    """Sums of squared scores of patients, for standard errors that hold when the variance is misspecified (HC0).
+
+    information: observed, triangle; meat: sum of s s' over rows, divided by ``unit``; shape (2, terms + 1): both in log
+    alpha where it is estimated.
+    """
+    return sandwich(site, inputs, clustered=False)
+
+
+@step(reads="train", takes={**_TAKES, "unit": Input("", limit=1e15)}, releases=_MEAT, ranges=formula_ranges)
+def clustered_terms(site: Site, **inputs: FloatArray) -> Out:
+    """The square of the site's summed score, formed at the site, for standard errors clustered by site.
+
+    As ``robust_terms``, with (sum of s) (sum of s)' in place of the sum of squares. Under secure sums the coordinator
+    sees the total over the sites: a matrix of at most as many dimensions as sites, which does not name a site's score.
+    """
+    return sandwich(site, inputs, clustered=True)
+
+
+@step(
+    reads="train",
+    takes={**_TAKES, "dispersion": Input("", limit=1e12)},
+    releases={"log_likelihood": Sum(limit=1e12)},
+    ranges=formula_ranges,
+)
+def gamma_likelihood(site: Site, **inputs: FloatArray) -> Out:
+    """Log-likelihood of a gamma model at its dispersion, nats."""
+    frequency = site.settings["weights"] == "frequency"
+    total = sum(
+        gamma_log_likelihood(at.y, at.eta, at.weight, float(inputs["dispersion"]), frequency=frequency)
+        for at in evaluated(site, inputs)
+    )
+    return Out({"log_likelihood": total}, effective_patients=smallest_cell(site))
+
+
+@dataclass(frozen=True)
+class GlmState:
+    """theta (m,): coefficients of standardised columns, then log alpha where it is estimated; step (m,): the last change.
+
+    objective: penalised log-likelihood before that change. task: which fit (all terms, none, all but one, errors).
+    moments: rows, weight, sum of log weights. fits: what each finished task found. curve: objective of each round.
+    """
+
+    formula: str
+    outcome_name: str
+    names: list[str]
+    terms: list[str]
+    task: int
+    rounds: int
+    theta: FloatArray
+    step: FloatArray
+    objective: float
+    centre: FloatArray
+    scale: FloatArray
+    outcome: FloatArray
+    moments: dict[str, float]
+    change: float
+    sites: list[str]
+    fits: dict[str, Any]
+    curve: list[float]
+
+
+@dataclass(frozen=True)
+class Glm:
+    """A generalised linear model.
+
+    formula: ``outcome ~ terms`` (main effects of arm and covariates where empty). family: binomial | gaussian | poisson |
+    gamma | negative_binomial. alpha: overdispersion of the negative binomial, variance mu + alpha mu^2; 0: estimated.
+    site_effects: an intercept for each site, known to that site only. weights: how the study's weight counts, as
+    "precision" (variance is divided by it) or "frequency" (the row stands for so many patients). covariance: model |
+    HC0 | site | all. likelihood_ratio: a test of every term. l1, l2: penalty l1 x sum of absolute coefficients +
+    (l2 / 2) x sum of squares, of standardised columns, intercept free.
+    """
+
+    formula: str = ""
+    family: str = "binomial"
+    alpha: float = 0.0
+    site_effects: bool = False
+    weights: str = "precision"
+    covariance: str = "model"
+    likelihood_ratio: bool = False
+    l1: float = 0.0
+    l2: float = 0.0
+    tolerance: float = 1e-10
+    most_rounds: int = 50
+
+    def __post_init__(self) -> None:
+        for name, value, choices in (
+            ("family", self.family, FAMILIES),
+            ("weights", self.weights, ("precision", "frequency")),
+            ("covariance", self.covariance, ("model", "HC0", "site", "all")),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name} is {', '.join(choices[:-1])} or {choices[-1]}, not {value!r}")
+        if min(self.l1, self.l2, self.alpha) < 0 or self.tolerance <= 0 or self.most_rounds < 1:
+            raise ValueError("l1, l2 and alpha are 0 or more, tolerance above 0, most_rounds at least 1")
+        if self.penalised and (self.covariance != "model" or self.likelihood_ratio):
+            raise ValueError("a penalised fit has no robust errors and no likelihood ratio tests; set l1 and l2 to 0")
+        if self.alpha and self.family != "negative_binomial":
+            raise ValueError("alpha belongs to the negative binomial; remove it, or choose that family")
+
+    @property
+    def penalised(self) -> bool:
+        return self.l1 > 0 or self.l2 > 0
+
+    @property
+    def estimates_alpha(self) -> bool:
+        return self.family == "negative_binomial" and self.alpha == 0
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        found = [formula_moments, negative_binomial_terms if self.estimates_alpha else glm_terms]
+        if self.covariance in ("HC0", "all"):
+            found.append(robust_terms)
+        if self.covariance in ("site", "all"):
+            found.append(clustered_terms)
+        return (*found, gamma_likelihood) if self.family == "gamma" else tuple(found)
+
+    def design(self, study: Study) -> Formula:
+        """The parsed formula, as every site has it."""
+        return parse_formula(self.formula or default_formula(study.variables), study.variables, study.outcome)
+
+    def tasks(self, terms: Sequence[str]) -> list[tuple[str, NDArray[np.bool_]]]:
+        """(name, which of theta are free): the fit, the one without terms, one without each term; "errors" ends."""
+        named = np.array(terms)
+        free = np.ones(len(terms) + self.estimates_alpha, dtype=bool)
+        free[0] = not self.site_effects
+        found = [("all", free)]
+        if not self.penalised:
+            dropped = [("null", named != "intercept")]
+            if self.likelihood_ratio:
+                dropped += [(f"without {term}", named == term) for term in dict.fromkeys(terms) if term != "intercept"]
+            for name, gone in dropped:
+                mask = free.copy()
+                mask[: len(terms)] &= ~gone
+                found.append((name, mask))
+        return [*found, ("errors", free)]
+
+    def start(self, study: Study) -> GlmState:
+        formula = self.design(study)
+        coded = study.variables[study.outcome].type == "code"
+        if coded != (self.family == "binomial"):
+            raise StudyError(
+                f"study {study.name!r}: family {self.family!r} needs an outcome of type "
+                f"{'code' if self.family == 'binomial' else 'number'}, and {study.outcome!r} is a "
+                f"{study.variables[study.outcome].type}; choose another family"
+            )
+        m = len(formula.columns) + self.estimates_alpha
+        zeros, none = np.zeros(m), np.zeros(0)
+        return GlmState(
+            formula.text, study.outcome, list(formula.names), [column.term for column in formula.columns], 0, 0, zeros, zeros,
+            -1e300, none, none, np.zeros(2), {}, 1e300, [], {}, [],
+        )  # fmt: skip
+
+    def advance(self, federation: Federation, state: GlmState) -> GlmState:
+        if not len(state.centre):
+            state = self._begin(federation, state)
+        name, free = self.tasks(state.terms)[state.task]
+        if name == "errors":
+            return replace(state, task=state.task + 1, fits={**state.fits, "errors": self._errors(federation, state)})
+        return self._round(federation, state, name, free)
+
+    def _begin(self, federation: Federation, state: GlmState) -> GlmState:
+        found = scaling(federation, self.design(federation.study), exact=self.penalised)
+        theta, outcome = np.zeros(len(state.theta)), np.array([0.0, 1.0])
+        if self.family == "gaussian":
+            if not found.variance > 0:
+                raise FederationError("the outcome has the same value for every patient; nothing can explain it")
+            outcome = np.array([found.mean, np.sqrt(found.variance)])
+        else:
+            if not found.mean > 0 or (self.family == "binomial" and not found.mean < 1):
+                raise FederationError("every patient has the same outcome (no event, or nothing but events)")
+            if not self.site_effects:
+                theta[0] = link(self.family, found.mean) - found.offset
+        if self.estimates_alpha:
+            theta[-1] = np.log(np.clip((found.variance - found.mean) / found.mean**2, 0.05, 20.0))
+        return replace(
+            state, theta=theta, centre=found.centre, scale=found.scale, outcome=outcome,
+            moments={"rows": found.rows, "weight": found.weight, "log_weight": found.log_weight},
+        )  # fmt: skip
+
+    def _inputs(self, state: GlmState, theta: FloatArray) -> dict[str, Any]:
+        log_alpha = theta[-1] if self.estimates_alpha else np.log(self.alpha or 1.0)
+        beta = theta[: len(state.centre)]
+        return {
+            "beta": beta,
+            "centre": state.centre,
+            "scale": state.scale,
+            "outcome": state.outcome,
+            "log_alpha": log_alpha,
+        }
+
+    def _round(self, federation: Federation, state: GlmState, name: str, free: NDArray[np.bool_]) -> GlmState:
+        q, theta = len(state.names), state.theta
+        try:
+            total = federation.sum(self.steps[1], **self._inputs(state, theta))
+        except FederationError:
+            # Where an outcome is separated the sums come to rest on a few patients, and sites hold them back.
+            if self.family != "gaussian" and np.abs(theta[1:q]).max(initial=0.0) > 3 and state.change > 0.3:
+                raise self._separated(state, theta) from None
+            raise
+        score, information = self._derivatives(total, len(theta))
+        penalty = np.where((np.arange(len(theta)) > 0) & (np.arange(len(theta)) < q), 1.0, 0.0)
+        l1, l2 = self.l1 * penalty, self.l2 * penalty
+        objective = float(total["fit"][0] - l1 @ np.abs(theta) - 0.5 * l2 @ (theta * theta))
+        sites, steady = list(total.sites), list(total.sites) == list(state.sites)
+        state = replace(state, rounds=state.rounds + 1, sites=sites, curve=[*state.curve, objective])
+        if steady and objective < state.objective - 1e-9 * (abs(state.objective) + 1.0):
+            half = 0.5 * state.step
+            return self._limited(replace(state, theta=theta - half, step=half, change=float(np.abs(half).max())))
+        inside, kkt = np.ix_(free, free), 0.0
+        change = np.zeros(len(theta))
+        if self.l1:
+            kkt = kkt_residual(theta[free], score[free], l1[free], l2[free])
+            settled = kkt < 1e-9 * max(self.l1, 1.0)
+            if not settled:
+                change[free] = lasso_step(theta[free], score[free], information[inside], l1[free], l2[free])
+        else:
+            self._refuse_singular(state, information + np.diag(l2), free)
+            change[free] = newton_step(
+                theta[free], score[free], information[inside], l2[free], shape=self.estimates_alpha
+            )
+            if self.family != "gaussian":  # far from the maximum a full step may leave everything that a site accepts
+                change *= min(1.0, 4.0 / max(float(np.abs(change).max()), 1e-300))
+            settled = bool(np.abs(change).max() < self.tolerance)
+        new = theta + change
+        if self.family != "gaussian" and np.abs(new[1:q]).max(initial=0.0) > 25:
+            raise self._separated(state, new)
+        if self.estimates_alpha and new[q] < -14:
+            raise FederationError("the counts are not overdispersed, alpha goes to 0; choose the family poisson")
+        if not settled or not (steady or self.family == "gaussian" or not change.any()):
+            size = float(np.abs(change).max())
+            return self._limited(replace(state, theta=new, step=change, objective=objective, change=size))
+        fit = {
+            "theta": new,
+            "information": information,
+            "fit": total["fit"],
+            "kkt": kkt,
+            "rounds": state.rounds,
+            "sites": sites,
+        }
+        start = state.fits["all"]["theta"] if "all" in state.fits else new
+        following = self.tasks(state.terms)[state.task + 1][1]
+        return replace(
+            state, task=state.task + 1, rounds=0, theta=np.where(following, start, 0.0), step=np.zeros(len(new)),
+            objective=-1e300, change=1e300, fits={**state.fits, name: fit},
+        )  # fmt: skip
+
+    def _derivatives(self, total: Any, m: int) -> tuple[FloatArray, FloatArray]:
+        """Score (m,) and information (m, m) from a total; log alpha last."""
+        q = m - self.estimates_alpha
+        score, information = np.zeros(m), np.zeros((m, m))
+        score[:q], information[:q, :q] = total["score"], symmetric(total["information"], q)
+        if self.estimates_alpha:
+            score[q] = total["shape"][1, q]
+            information[q], information[:, q] = total["shape"][0], total["shape"][0]
+        return score, information
+
+    def _refuse_singular(self, state: GlmState, information: FloatArray, free: NDArray[np.bool_]) -> None:
+        columns = np.flatnonzero(free[: len(state.names)])
+        try:
+            refuse_collinear([state.names[index] for index in columns], information[np.ix_(columns, columns)])
+        except FederationError:
+            if self.family != "gaussian" and np.abs(state.theta[1 : len(state.names)]).max(initial=0.0) > 8:
+                raise self._separated(state, state.theta) from None
+            raise
+
+    def _limited(self, state: GlmState) -> GlmState:
+        if state.rounds >= self.most_rounds:
+            raise FederationError(
+                f"no convergence in {state.rounds} rounds (last change {state.change:.2g}, tolerance {self.tolerance:.2g}); "
+                "sites that come and go, or near-separation, keep it moving: raise most_rounds or set an l2 penalty"
+            )
+        return state
+
+    @staticmethod
+    def _separated(state: GlmState, theta: FloatArray) -> FederationError:
+        steepest = state.names[1 + int(np.abs(theta[1 : len(state.names)]).argmax())]
+        return FederationError(
+            f"the fit runs away: {steepest!r} separates the outcome perfectly, or nearly so; leave it out, merge its "
+            "levels, or set an l2 penalty"
+        )
+
+    def _errors(self, federation: Federation, state: GlmState) -> dict[str, Any]:
+        """What needs the final coefficients: sandwiches, and the gamma model's likelihood."""
+        fit = state.fits["all"]
+        inputs = self._inputs(state, fit["theta"])
+        found: dict[str, Any] = {}
+        spread = float(fit["fit"][2]) / state.moments["rows"] if has_free_dispersion(self.family) else 1.0
+        for kind, asked in (("HC0", robust_terms), ("site", clustered_terms)):
+            if asked not in self.steps:
+                continue
+            unit = spread * max(1.0, 1e-6 * state.moments["rows"])
+            total = federation.sum(asked, unit=unit, **inputs)
+            found[kind] = {name: total[name] for name in ("information", "meat", "shape")}
+            found[kind] |= {"unit": unit, "sites": list(total.sites)}
+        if self.family == "gamma" and not self.penalised:
+            freedom = patients_weight(self, state) - len(state.names) + self.site_effects * (1 - len(fit["sites"]))
+            total = federation.sum(gamma_likelihood, dispersion=float(fit["fit"][2]) / freedom, **inputs)
+            found["log_likelihood"] = float(total["log_likelihood"])
+        return found
+
+    def done(self, state: GlmState) -> bool:
+        return "errors" in state.fits
+
+    def result(self, state: GlmState) -> Mapping[str, Any]:
+        return assemble(self, state)
