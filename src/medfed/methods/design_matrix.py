@@ -190,7 +190,7 @@ def smallest_cell(site: Site) -> float:
         "squares": Sum("terms", limit_per_row=1),
         "known": Sum("terms", limit_per_row=1),
         "events": Sum("terms", limit_per_row=1),
-        "whole": Sum("6", limit_per_row=1e6),
+        "whole": Sum("5", limit_per_row=1e6),
         "unusable": Sum("3", limit=1),
     },
 )
@@ -198,14 +198,14 @@ def formula_moments(site: Site, *, about: FloatArray) -> Out:
     """Sums of each column of the formula and of its squares, on the declared range, and how many rows have it.
 
     about (terms,): subtracted before. events: rows that have an indicator and the event. whole: rows, weight, weighted
-    outcome and its square on the declared range, weighted offset, log of weight. unusable: 1 where some weight is not above 0, some
+    outcome and its square on the declared range, weighted offset. unusable: 1 where some weight is not above 0, some
     outcome is not one that the family can have, some offset is not finite.
     """
     study = site.study
     low, high, _ = formula_ranges(study, site.variant)
     family = str(site.settings.get("family", ""))
     sums, squares, known, events = (np.zeros(len(low)) for _ in range(4))
-    whole, unusable = np.zeros(6), np.zeros(3)
+    whole, unusable = np.zeros(5), np.zeros(3)
     bottom, width = outcome_range(study)
     indicators = np.array([column.is_indicator for column in study.formula(site.variant).columns])
     for piece in _pieces(site, "outcome"):
@@ -226,12 +226,11 @@ def formula_moments(site: Site, *, about: FloatArray) -> Out:
         unusable[2] = max(unusable[2], float(not np.isfinite(offset).all()))
         if not unusable.any():
             unit = (piece.y - bottom) / width
-            logs = np.log(weight).sum() if study.weight else 0.0
-            whole += [len(unit), weight.sum(), weight @ unit, weight @ (unit * unit), weight @ offset, logs]
+            whole += [len(unit), weight.sum(), weight @ unit, weight @ (unit * unit), weight @ offset]
     return Out(
         {
             "sums": sums, "squares": squares, "known": known, "events": events,
-            "whole": np.zeros(6) if unusable.any() else whole, "unusable": unusable,
+            "whole": np.zeros(5) if unusable.any() else whole, "unusable": unusable,
         },
         effective_patients=smallest_cell(site),
     )  # fmt: skip
@@ -245,18 +244,13 @@ def outcome_range(study: Study) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Scaling:
-    """centre, scale (terms,) of the columns. rows, weight; mean, variance: of the outcome, weighted; offset: its mean;
-    log_weight: sum of the logarithms of the weights.
-    """
+    """centre, scale (terms,) of the columns; mean, variance: of the outcome, weighted; offset: its weighted mean."""
 
     centre: FloatArray
     scale: FloatArray
-    rows: float
-    weight: float
     mean: float
     variance: float
     offset: float
-    log_weight: float
 
 
 def scaling(federation: Any, formula: Formula, *, exact: bool) -> Scaling:
@@ -269,16 +263,16 @@ def scaling(federation: Any, formula: Formula, *, exact: bool) -> Scaling:
     study: Study = federation.study
     total = federation.sum(formula_moments, about=np.zeros(len(formula.columns)))
     _refuse_unusable(study, total["unusable"])
-    rows, weight, mean, square, offset, log_weight = (float(value) for value in total["whole"])
+    rows, weight, mean, square, offset = (float(value) for value in total["whole"])
     if not rows > 0:
         raise FederationError("no site has a patient in this part of the study")
     low, high, numeric = _ranges(formula)
     sums, known = total["sums"], total["known"]
-    _refuse_small_levels(study, formula, sums, total["events"])
     if rows <= len(formula.columns):
         raise FederationError(
             f"{rows:.0f} patients can't carry {len(formula.columns)} coefficients; leave terms out of the formula"
         )
+    _refuse_small_levels(study, formula, sums, total["events"])
     with np.errstate(invalid="ignore", divide="ignore"):
         middle = sums / known
         deviation = np.sqrt(np.maximum(total["squares"] / known - middle * middle, 0.0))
@@ -300,12 +294,9 @@ def scaling(federation: Any, formula: Formula, *, exact: bool) -> Scaling:
     return Scaling(
         centre=centre,
         scale=scale,
-        rows=rows,
-        weight=weight,
         mean=bottom + mean * width,
         variance=max(square - mean * mean, 0.0) * width * width,
         offset=offset / weight,
-        log_weight=log_weight,
     )
 
 

@@ -40,7 +40,7 @@ _TAKES = {
 _TERMS = {
     "score": Sum("terms", limit_per_row=1e6),
     "information": Sum("triangle(terms)", limit_per_row=1e7),
-    "fit": Sum("5", limit=1e12),
+    "fit": Sum("6", limit=1e12),
 }
 _MEAT = {
     "information": Sum("triangle(terms)", limit_per_row=1e7),
@@ -54,7 +54,7 @@ def glm_terms(site: Site, **inputs: FloatArray) -> Out:
     """Score and expected information of a generalised linear model at given coefficients, and how well it fits.
 
     score (terms,), information (terms (terms + 1) / 2,); fit: log-likelihood (nats), deviance, Pearson's statistic,
-    rows, information weight. With site effects the site's intercept is maximised over and eliminated.
+    rows, their weights and log weights. With site effects the site's intercept is maximised over and eliminated.
     """
     return accumulated(site, inputs, shape=False)
 
@@ -114,7 +114,7 @@ class GlmState:
     """theta (m,): coefficients of standardised columns, then log alpha where it is estimated; step (m,): the last change.
 
     objective: penalised log-likelihood before that change. task: which fit (all terms, none, all but one, errors).
-    moments: rows, weight, sum of log weights. fits: what each finished task found. curve: objective of each round.
+    fits: what each finished task found. curve: objective of each round.
     """
 
     formula: str
@@ -129,7 +129,6 @@ class GlmState:
     centre: FloatArray
     scale: FloatArray
     outcome: FloatArray
-    moments: dict[str, float]
     change: float
     sites: list[str]
     fits: dict[str, Any]
@@ -225,7 +224,7 @@ class Glm:
         zeros, none = np.zeros(m), np.zeros(0)
         return GlmState(
             formula.text, study.outcome, list(formula.names), [column.term for column in formula.columns], 0, 0, zeros, zeros,
-            -1e300, none, none, np.zeros(2), {}, 1e300, [], {}, [],
+            -1e300, none, none, np.zeros(2), 1e300, [], {}, [],
         )  # fmt: skip
 
     def advance(self, federation: Federation, state: GlmState) -> GlmState:
@@ -250,10 +249,7 @@ class Glm:
                 theta[0] = link(self.family, found.mean) - found.offset
         if self.estimates_alpha:
             theta[-1] = np.log(np.clip((found.variance - found.mean) / found.mean**2, 0.05, 20.0))
-        return replace(
-            state, theta=theta, centre=found.centre, scale=found.scale, outcome=outcome,
-            moments={"rows": found.rows, "weight": found.weight, "log_weight": found.log_weight},
-        )  # fmt: skip
+        return replace(state, theta=theta, centre=found.centre, scale=found.scale, outcome=outcome)
 
     def _inputs(self, state: GlmState, theta: FloatArray) -> dict[str, Any]:
         log_alpha = theta[-1] if self.estimates_alpha else np.log(self.alpha or 1.0)
@@ -315,6 +311,7 @@ class Glm:
             "rounds": state.rounds,
             "sites": sites,
         }
+        self._refuse_others(state.fits.get("all", fit)["sites"], sites)
         start = state.fits["all"]["theta"] if "all" in state.fits else new
         following = self.tasks(state.terms)[state.task + 1][1]
         return replace(
@@ -362,19 +359,31 @@ class Glm:
         fit = state.fits["all"]
         inputs = self._inputs(state, fit["theta"])
         found: dict[str, Any] = {}
-        spread = float(fit["fit"][2]) / state.moments["rows"] if has_free_dispersion(self.family) else 1.0
+        spread = float(fit["fit"][2] / fit["fit"][3]) if has_free_dispersion(self.family) else 1.0
         for kind, asked in (("HC0", robust_terms), ("site", clustered_terms)):
             if asked not in self.steps:
                 continue
-            unit = spread * max(1.0, 1e-6 * state.moments["rows"])
+            unit = spread * max(1.0, 1e-6 * float(fit["fit"][3]))
             total = federation.sum(asked, unit=unit, **inputs)
             found[kind] = {name: total[name] for name in ("information", "meat", "shape")}
-            found[kind] |= {"unit": unit, "sites": list(total.sites)}
+            self._refuse_others(fit["sites"], total.sites)
+            if kind == "site" and len(total.sites) < 2:
+                raise FederationError("errors clustered by site need at least two sites; use HC0")
+            found[kind]["unit"] = unit
         if self.family == "gamma" and not self.penalised:
-            freedom = patients_weight(self, state) - len(state.names) + self.site_effects * (1 - len(fit["sites"]))
+            freedom = patients_weight(self, fit["fit"]) - len(state.names) + self.site_effects * (1 - len(fit["sites"]))
             total = federation.sum(gamma_likelihood, dispersion=float(fit["fit"][2]) / freedom, **inputs)
+            self._refuse_others(fit["sites"], total.sites)
             found["log_likelihood"] = float(total["log_likelihood"])
         return found
+
+    @staticmethod
+    def _refuse_others(before: Sequence[str], now: Sequence[str]) -> None:
+        if list(before) != list(now):
+            raise FederationError(
+                f"the fit is of {', '.join(before)}, what was asked after it of {', '.join(now)}; start a new run when all of "
+                "them answer"
+            )
 
     def done(self, state: GlmState) -> bool:
         return "errors" in state.fits

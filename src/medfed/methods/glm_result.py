@@ -34,8 +34,8 @@ def assemble(method: "Glm", state: "GlmState") -> dict[str, Any]:
     fit, errors = state.fits["all"], state.fits["errors"]
     q, shape, own = len(state.names), int(method.estimates_alpha), int(method.site_effects)
     free = slice(own, None)
-    log_likelihood, deviance, pearson = (float(value) for value in fit["fit"][:3])
-    weight = patients_weight(method, state)
+    log_likelihood, deviance, pearson, patients = (float(value) for value in fit["fit"][:4])
+    weight = patients_weight(method, fit["fit"])
     parameters = q + shape - own + own * len(fit["sites"])
     freedom = weight - parameters
     dispersion = pearson / freedom if has_free_dispersion(method.family) else 1.0
@@ -51,9 +51,7 @@ def assemble(method: "Glm", state: "GlmState") -> dict[str, Any]:
         covariances["model"] = back @ np.linalg.inv(information[free, free]) @ back.T * dispersion
     for kind in ("HC0", "site"):
         if kind in errors:
-            factor = (
-                _small_sample(len(errors[kind]["sites"]), state.moments["rows"], parameters) if kind == "site" else 1.0
-            )
+            factor = _small_sample(len(fit["sites"]), patients, parameters) if kind == "site" else 1.0
             covariances[kind] = back @ _sandwich(errors[kind], q, free, shape=shape) @ back.T * factor
     used = method.covariance if method.covariance in covariances else "model"
     squared = float(state.outcome[1]) ** 2  # Gaussian models are fitted on a standardised outcome
@@ -73,7 +71,7 @@ def assemble(method: "Glm", state: "GlmState") -> dict[str, Any]:
         "null_deviance": float(state.fits["null"]["fit"][1]) * squared if "null" in state.fits else -1.0,
         "pearson": pearson * squared,
         "log_likelihood": _log_likelihood(method, state, log_likelihood, deviance * squared, weight),
-        "patients": state.moments["rows"],
+        "patients": patients,
         "weight": weight,
         "parameters": parameters,
         "site_effects": method.site_effects,
@@ -90,9 +88,9 @@ def assemble(method: "Glm", state: "GlmState") -> dict[str, Any]:
     return found
 
 
-def patients_weight(method: "Glm", state: "GlmState") -> float:
-    """How many patients the rows stand for: rows, or the sum of frequencies."""
-    return state.moments["weight"] if method.weights == "frequency" else state.moments["rows"]
+def patients_weight(method: "Glm", sums: FloatArray) -> float:
+    """How many patients the rows stand for: rows, or the sum of frequencies. sums: "fit" of a total of ``glm_terms``."""
+    return float(sums[4] if method.weights == "frequency" else sums[3])
 
 
 def _to_study_units(state: "GlmState", theta: FloatArray, *, shape: int) -> FloatArray:
@@ -127,7 +125,7 @@ def _small_sample(clusters: int, rows: float, parameters: int) -> float:
 def _log_likelihood(method: "Glm", state: "GlmState", value: float, deviance: float, weight: float) -> float:
     """Nats; the Gaussian one at the dispersion that maximises it, the gamma one at Pearson's."""
     if method.family == "gaussian":
-        logs = 0.0 if method.weights == "frequency" else 0.5 * state.moments["log_weight"]
+        logs = 0.0 if method.weights == "frequency" else 0.5 * float(state.fits["all"]["fit"][5])
         return float(-0.5 * weight * (np.log(2 * np.pi * deviance / weight) + 1.0) + logs)
     return float(state.fits["errors"].get("log_likelihood", value))
 

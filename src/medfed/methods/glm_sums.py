@@ -64,11 +64,24 @@ def _without_intercept(score: FloatArray, information: FloatArray) -> tuple[Floa
     return score, information
 
 
+def weight_sums(site: Site) -> tuple[float, float]:
+    """Sum of the weights of the site's rows, and of their logarithms."""
+    name = site.study.weight
+    if name is None:
+        return float(site.table.rows), 0.0
+
+    def compute() -> tuple[float, float]:
+        sums = [(float(w.sum()), float(np.log(w).sum())) for (w,) in site.table.batches([name])]
+        return sum(weight for weight, _ in sums), sum(logs for _, logs in sums)
+
+    return site.memo("weight sums", {}, compute)
+
+
 def accumulated(site: Site, inputs: Mapping[str, FloatArray], *, shape: bool) -> Out:
     """The releases of ``glm_terms``; with ``shape`` also those in log alpha, all on the observed information."""
     q, family = len(inputs["beta"]), str(site.settings["family"])
     m = q + shape
-    score, information, fit = np.zeros(m), np.zeros((m, m)), np.zeros(5)
+    score, information, fit = np.zeros(m), np.zeros((m, m)), np.zeros(6)
     weights = squares = 0.0
     for at in evaluated(site, inputs):
         weight = at.d.observed if shape else at.d.expected
@@ -85,7 +98,7 @@ def accumulated(site: Site, inputs: Mapping[str, FloatArray], *, shape: bool) ->
     information[q:, :q] = information[:q, q:].T
     if site.settings["site_effects"]:
         score, information = _without_intercept(score, information)
-    fit[3:] = site.table.rows, weights
+    fit[3:] = site.table.rows, *weight_sums(site)
     release = {"score": score[:q], "information": upper(information[:q, :q]), "fit": fit}
     if shape:
         release["shape"] = np.stack([information[q], np.append(np.zeros(q), score[q])])
