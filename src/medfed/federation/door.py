@@ -99,7 +99,7 @@ class Doors:
         self._passed: dict[tuple[str, str, str, tuple[str, ...], str], set[str]] = {}
         self._rows_judged: dict[tuple[str, str, str], str | None] = {}
         self._packages: dict[tuple[str, str], Package] = {}
-        self._watched: dict[tuple[str, str], frozenset[bytes]] = {}
+        self._watched: dict[tuple[str, str], frozenset[int]] = {}
         self._counts: dict[str, tuple[NDArray[np.int64], NDArray[np.int64], dict[str, int]]] = {}
 
     # -- the five stages of a call -------------------------------------------------------------------------------
@@ -330,7 +330,7 @@ class Doors:
             patients=patients[pick],
             policies=[self.sites[site].policy for site in names],
             effective=effective,
-            row_bytes=[self._watch(site, call.part) for site in names],
+            row_keys=[self._watch(site, call.part) for site in names],
         )
         held: dict[str, Answer | Failure] = {
             site: Failure("refused", reason) for site, reason in zip(names, reasons, strict=True) if reason
@@ -364,10 +364,11 @@ class Doors:
             )
         return self._counts[part]
 
-    def _watch(self, site: str, part: str) -> frozenset[bytes]:
+    def _watch(self, site: str, part: str) -> frozenset[int]:
         if (site, part) not in self._watched:
             single = gate.minimum_cell(self.sites[site].policy, self.study) <= 1
-            self._watched[site, part] = frozenset() if single else gate.watched_rows(self.execution.view(site, part))
+            view = self.execution.view(site, part)
+            self._watched[site, part] = frozenset() if single else gate.watched_rows(view)
         return self._watched[site, part]
 
     def _most(self, site: str) -> int:

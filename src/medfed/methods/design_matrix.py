@@ -4,14 +4,20 @@ Columns are standardised about a centre and scale that the coordinator brings. A
 rule is ``missing: mean``) leaves its column at the centre, 0. A block is (terms, rows): one column lies in one piece.
 """
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
+from medfed.data.table import View
 from medfed.errors import FederationError
+from medfed.federation.gate import splits_safely
 from medfed.federation.site import Site
 from medfed.federation.step import Input, Out, Sum, step
 from medfed.methods.families import is_possible
@@ -19,9 +25,14 @@ from medfed.study import Study
 from medfed.study.design import Factor, Formula, FormulaColumn
 
 FloatArray = NDArray[np.float64]
+S = TypeVar("S")
+T = TypeVar("T")
 
 BLOCK = 8_192  # rows: a block of 30 columns, weighted and not, stays in a processor's cache
 PIECE = 65_536
+LARGE = 160_000  # rows of a site from which a fit begins on one in SHARE of them
+SHARE = 16
+AT_ONCE = 2  # pieces in work, beside the one that is read
 REMEMBERED = 2_000_000  # values: a design of fewer is built once a site and scaling
 
 
@@ -56,38 +67,90 @@ def _ranges(formula: Formula) -> tuple[FloatArray, FloatArray, NDArray[np.bool_]
     return np.array([column.low for column in columns]), np.array([column.high for column in columns]), numeric
 
 
-def blocks(site: Site, centre: FloatArray, scale: FloatArray, response: str = "outcome") -> Iterator[Block]:
-    """The rows of the site's part in blocks. response: "outcome", or "arm" for its level index."""
-    formula = site.study.formula(site.variant)
-    if site.table.rows * len(formula.columns) <= REMEMBERED:
+def over_blocks(
+    site: Site,
+    centre: FloatArray,
+    scale: FloatArray,
+    function: Callable[[Block], T],
+    *,
+    response: str = "outcome",
+    view: View | None = None,
+) -> Iterator[T]:
+    """``function`` of every block of the site's rows, in the table's order. A large table is read in pieces, and
+    several pieces are worked on at once.
+
+    response: "outcome", or "arm" for its level index. view: other rows than all that the step reads.
+    """
+    study, formula = site.study, site.study.formula(site.variant)
+    view = view or site.table
+
+    def block(rows: Rows) -> Block:
+        return Block(_design(study, formula, rows.part, centre, scale), rows.y, rows.offset, rows.weight)
+
+    if view is site.table and view.rows * len(formula.columns) <= REMEMBERED:
         inputs = {"centre": centre, "scale": scale}
         # A step may ask for several passes, and the next round asks for the same design.
-        yield from site.memo(
-            f"design {response} {site.variant}", inputs, lambda: list(_read(site, centre, scale, response))
+        remembered = site.memo(
+            f"design {response} {site.variant}",
+            inputs,
+            lambda: [block(rows) for piece in _pieces(site, view, response) for rows in _split(site, piece, response)],
         )
+        yield from map(function, remembered)
         return
-    yield from _read(site, centre, scale, response)
+
+    def work(piece: dict[str, NDArray[Any]]) -> list[T]:
+        return [function(block(rows)) for rows in _split(site, piece, response)]
+
+    for found in in_order(_pieces(site, view, response), work, rows=view.rows):
+        yield from found
 
 
-def _read(site: Site, centre: FloatArray, scale: FloatArray, response: str) -> Iterator[Block]:
-    study, formula = site.study, site.study.formula(site.variant)
-    for rows in _pieces(site, response):
-        yield Block(_design(study, formula, rows.part, centre, scale), rows.y, rows.offset, rows.weight)
+def in_order(items: Iterable[S], function: Callable[[S], T], *, rows: int) -> Iterator[T]:
+    """``function`` of every item, in order; of many rows a few at once in threads, whose matrix products keep to them."""
+    if rows <= PIECE:
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(AT_ONCE) as pool, threadpool_limits(1, "blas"):
+        waiting: deque[Future[T]] = deque()
+        for item in items:
+            waiting.append(pool.submit(copy_context().run, function, item))
+            if len(waiting) > AT_ONCE:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
-def _pieces(site: Site, response: str) -> Iterator[Rows]:
-    study, formula, weight = site.study, site.study.formula(site.variant), site.study.weight
-    wanted = list(dict.fromkeys(_stored_as(study, name) for name in formula.variables))
+def first_rows(site: Site) -> View | None:
+    """A random share of a large table's rows, where sums over them and over the others show no small count; else None."""
+    rows = site.table.rows
+    if rows < LARGE:
+        return None
+    share = rows // SHARE
+    minimum = max(site.minimum_cell, 1)
+    safe = site.memo(f"splits safely {minimum}", {}, lambda: splits_safely(site.table, site.study, share, minimum))
+    return site.table.between(0, share) if safe else None
+
+
+def _pieces(site: Site, view: View, response: str) -> Iterator[dict[str, NDArray[Any]]]:
+    """The columns that the design needs, as stored, in pieces."""
+    study, weight = site.study, site.study.weight
+    wanted = list(dict.fromkeys(_stored_as(study, name) for name in study.formula(site.variant).variables))
     wanted += [name for name in (response, weight) if name and name not in wanted]
-    for piece in site.table.batches(wanted, PIECE):
-        for start in range(0, len(piece[0]), BLOCK):
-            part = {name: array[start : start + BLOCK] for name, array in zip(wanted, piece, strict=True)}
-            yield Rows(
-                part,
-                y=np.asarray(part[response], dtype=np.float64),
-                offset=_values(study, formula.offset, part) if formula.offset else 0.0,
-                weight=part[weight] if weight else 1.0,
-            )
+    for piece in view.batches(wanted, PIECE):
+        yield dict(zip(wanted, piece, strict=True))
+
+
+def _split(site: Site, piece: dict[str, NDArray[Any]], response: str) -> Iterator[Rows]:
+    study, weight = site.study, site.study.weight
+    offset = study.formula(site.variant).offset
+    for start in range(0, len(piece[response]), BLOCK):
+        part = {name: array[start : start + BLOCK] for name, array in piece.items()}
+        yield Rows(
+            part,
+            y=np.asarray(part[response], dtype=np.float64),
+            offset=_values(study, offset, part) if offset else 0.0,
+            weight=part[weight] if weight else 1.0,
+        )
 
 
 def _design(
@@ -201,35 +264,42 @@ def formula_moments(site: Site, *, about: FloatArray) -> Out:
     outcome and its square on the declared range, weighted offset. unusable: 1 where some weight is not above 0, some
     outcome is not one that the family can have, some offset is not finite.
     """
-    study = site.study
+    study, columns = site.study, site.study.formula(site.variant).columns
     low, high, _ = formula_ranges(study, site.variant)
     family = str(site.settings.get("family", ""))
-    sums, squares, known, events = (np.zeros(len(low)) for _ in range(4))
-    whole, unusable = np.zeros(5), np.zeros(3)
     bottom, width = outcome_range(study)
-    indicators = np.array([column.is_indicator for column in study.formula(site.variant).columns])
-    for piece in _pieces(site, "outcome"):
-        for index, column in enumerate(study.formula(site.variant).columns):
-            values = np.broadcast_to(np.asarray(column_values(study, column, piece.part)), piece.y.shape)
-            unit = (values - low[index]) / (high[index] - low[index]) - about[index]
-            here = np.isfinite(unit)
-            unit = np.where(here, unit, 0.0)
-            sums[index] += unit.sum()
-            squares[index] += (unit * unit).sum()
-            known[index] += here.sum()
-            if indicators[index] and study.variables[study.outcome].type == "code":
-                events[index] += (values * piece.y).sum()
-        weight = np.broadcast_to(np.asarray(piece.weight, dtype=np.float64), piece.y.shape)
-        offset = np.broadcast_to(np.asarray(piece.offset, dtype=np.float64), piece.y.shape)
-        unusable[0] = max(unusable[0], float(not (weight > 0).all()))
-        unusable[1] = max(unusable[1], float(not is_possible(family, piece.y)))
-        unusable[2] = max(unusable[2], float(not np.isfinite(offset).all()))
-        if not unusable.any():
-            unit = (piece.y - bottom) / width
-            whole += [len(unit), weight.sum(), weight @ unit, weight @ (unit * unit), weight @ offset]
+    by_outcome = study.variables[study.outcome].type == "code"
+
+    def sums_of(piece: dict[str, NDArray[Any]]) -> tuple[FloatArray, FloatArray, FloatArray]:
+        each, whole, unusable = np.zeros((4, len(low))), np.zeros(5), np.zeros(3)
+        for rows in _split(site, piece, "outcome"):
+            for index, column in enumerate(columns):
+                values = np.broadcast_to(np.asarray(column_values(study, column, rows.part)), rows.y.shape)
+                unit = (values - low[index]) * (1.0 / (high[index] - low[index])) - about[index]
+                known = len(unit)
+                if not np.isfinite(unit.sum()):
+                    unit = unit[np.isfinite(unit)]
+                    known = len(unit)
+                each[:3, index] += unit.sum(), unit @ unit, known
+                if by_outcome and column.is_indicator:
+                    each[3, index] += values @ rows.y
+            weight = np.broadcast_to(np.asarray(rows.weight, dtype=np.float64), rows.y.shape)
+            offset = np.broadcast_to(np.asarray(rows.offset, dtype=np.float64), rows.y.shape)
+            wrong = (not (weight > 0).all(), not is_possible(family, rows.y), not np.isfinite(offset).all())
+            unusable = np.maximum(unusable, wrong)
+            if not unusable.any():
+                unit = (rows.y - bottom) / width
+                whole += [len(unit), weight.sum(), weight @ unit, weight @ (unit * unit), weight @ offset]
+        return each, whole, unusable
+
+    each, whole, unusable = np.zeros((4, len(low))), np.zeros(5), np.zeros(3)
+    for found in in_order(_pieces(site, site.table, "outcome"), sums_of, rows=site.table.rows):
+        each += found[0]
+        whole += found[1]
+        unusable = np.maximum(unusable, found[2])
     return Out(
         {
-            "sums": sums, "squares": squares, "known": known, "events": events,
+            "sums": each[0], "squares": each[1], "known": each[2], "events": each[3],
             "whole": np.zeros(5) if unusable.any() else whole, "unusable": unusable,
         },
         effective_patients=smallest_cell(site),
@@ -244,13 +314,15 @@ def outcome_range(study: Study) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Scaling:
-    """centre, scale (terms,) of the columns; mean, variance: of the outcome, weighted; offset: its weighted mean."""
+    """centre, scale (terms,) of the columns; mean, variance: of the outcome, weighted; offset: its weighted mean; rows; sites."""
 
     centre: FloatArray
     scale: FloatArray
     mean: float
     variance: float
     offset: float
+    rows: float
+    sites: int
 
 
 def scaling(federation: Any, formula: Formula, *, exact: bool) -> Scaling:
@@ -297,6 +369,8 @@ def scaling(federation: Any, formula: Formula, *, exact: bool) -> Scaling:
         mean=bottom + mean * width,
         variance=max(square - mean * mean, 0.0) * width * width,
         offset=offset / weight,
+        rows=rows,
+        sites=len(total.sites),
     )
 
 

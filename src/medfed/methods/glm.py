@@ -18,10 +18,10 @@ from medfed.errors import FederationError, StudyError
 from medfed.federation.federation import Federation
 from medfed.federation.site import Site
 from medfed.federation.step import Input, Out, Step, Sum, step
-from medfed.methods.design_matrix import formula_moments, formula_ranges, scaling, smallest_cell
+from medfed.methods.design_matrix import LARGE, first_rows, formula_moments, formula_ranges, scaling, smallest_cell
 from medfed.methods.families import FAMILIES, gamma_log_likelihood, has_free_dispersion, link
 from medfed.methods.glm_result import assemble, patients_weight
-from medfed.methods.glm_sums import accumulated, evaluated, sandwich
+from medfed.methods.glm_sums import At, accumulated, evaluated, sandwich
 from medfed.methods.newton import symmetric
 from medfed.methods.solve import kkt_residual, lasso_step, newton_step, refuse_collinear
 from medfed.study import Study
@@ -40,7 +40,7 @@ _TAKES = {
 _TERMS = {
     "score": Sum("terms", limit_per_row=1e6),
     "information": Sum("triangle(terms)", limit_per_row=1e7),
-    "fit": Sum("6", limit=1e12),
+    "fit": Sum("8", limit=1e12),
 }
 _MEAT = {
     "information": Sum("triangle(terms)", limit_per_row=1e7),
@@ -54,9 +54,18 @@ def glm_terms(site: Site, **inputs: FloatArray) -> Out:
     """Score and expected information of a generalised linear model at given coefficients, and how well it fits.
 
     score (terms,), information (terms (terms + 1) / 2,); fit: log-likelihood (nats), deviance, Pearson's statistic,
-    rows, their weights and log weights. With site effects the site's intercept is maximised over and eliminated.
+    rows, their weights, log weights, weighted outcomes and squares of these. With site effects the site's intercept is maximised over and eliminated.
     """
     return accumulated(site, inputs, shape=False)
+
+
+@step(reads="train", takes=_TAKES, releases=_TERMS, ranges=formula_ranges)
+def glm_start_terms(site: Site, **inputs: FloatArray) -> Out:
+    """As ``glm_terms``, over a random sixteenth of a large table's rows: where a fit of millions of patients begins.
+
+    All rows where the table is not large, or where so few rows would show a small count.
+    """
+    return accumulated(site, inputs, shape=False, view=first_rows(site))
 
 
 @step(
@@ -102,10 +111,12 @@ def clustered_terms(site: Site, **inputs: FloatArray) -> Out:
 def gamma_likelihood(site: Site, **inputs: FloatArray) -> Out:
     """Log-likelihood of a gamma model at its dispersion, nats."""
     frequency = site.settings["weights"] == "frequency"
-    total = sum(
-        gamma_log_likelihood(at.y, at.eta, at.weight, float(inputs["dispersion"]), frequency=frequency)
-        for at in evaluated(site, inputs)
-    )
+    dispersion = float(inputs["dispersion"])
+
+    def log_likelihood(at: At) -> float:
+        return gamma_log_likelihood(at.y, at.eta, at.weight, dispersion, frequency=frequency)
+
+    total = sum(evaluated(site, inputs, log_likelihood))
     return Out({"log_likelihood": total}, effective_patients=smallest_cell(site))
 
 
@@ -114,7 +125,8 @@ class GlmState:
     """theta (m,): coefficients of standardised columns, then log alpha where it is estimated; step (m,): the last change.
 
     objective: penalised log-likelihood before that change. task: which fit (all terms, none, all but one, errors).
-    fits: what each finished task found. curve: objective of each round.
+    fits: what each finished task found. curve: objective of each round. patients: rows
+    at the start; sampled: whether the next round is over a share of a large consortium's rows.
     """
 
     formula: str
@@ -133,6 +145,8 @@ class GlmState:
     sites: list[str]
     fits: dict[str, Any]
     curve: list[float]
+    patients: float
+    sampled: bool
 
 
 @dataclass(frozen=True)
@@ -156,7 +170,7 @@ class Glm:
     likelihood_ratio: bool = False
     l1: float = 0.0
     l2: float = 0.0
-    tolerance: float = 1e-10
+    tolerance: float = 1e-9  # Newton's last step squares it; the information is that of the step before
     most_rounds: int = 50
 
     def __post_init__(self) -> None:
@@ -184,7 +198,9 @@ class Glm:
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        found = [formula_moments, negative_binomial_terms if self.estimates_alpha else glm_terms]
+        found = [formula_moments, glm_terms, glm_start_terms]
+        if self.estimates_alpha:
+            found[1:] = [negative_binomial_terms]
         if self.covariance in ("HC0", "all"):
             found.append(robust_terms)
         if self.covariance in ("site", "all"):
@@ -224,7 +240,7 @@ class Glm:
         zeros, none = np.zeros(m), np.zeros(0)
         return GlmState(
             formula.text, study.outcome, list(formula.names), [column.term for column in formula.columns], 0, 0, zeros, zeros,
-            -1e300, none, none, np.zeros(2), 1e300, [], {}, [],
+            -1e300, none, none, np.zeros(2), 1e300, [], {}, [], 0.0, False,
         )  # fmt: skip
 
     def advance(self, federation: Federation, state: GlmState) -> GlmState:
@@ -249,7 +265,10 @@ class Glm:
                 theta[0] = link(self.family, found.mean) - found.offset
         if self.estimates_alpha:
             theta[-1] = np.log(np.clip((found.variance - found.mean) / found.mean**2, 0.05, 20.0))
-        return replace(state, theta=theta, centre=found.centre, scale=found.scale, outcome=outcome)
+        large = found.rows >= LARGE * found.sites and not self.estimates_alpha
+        return replace(
+            state, theta=theta, centre=found.centre, scale=found.scale, outcome=outcome, patients=found.rows, sampled=large
+        )  # fmt: skip
 
     def _inputs(self, state: GlmState, theta: FloatArray) -> dict[str, Any]:
         log_alpha = theta[-1] if self.estimates_alpha else np.log(self.alpha or 1.0)
@@ -265,16 +284,18 @@ class Glm:
     def _round(self, federation: Federation, state: GlmState, name: str, free: NDArray[np.bool_]) -> GlmState:
         q, theta = len(state.names), state.theta
         try:
-            total = federation.sum(self.steps[1], **self._inputs(state, theta))
+            asked = self.steps[2] if state.sampled else self.steps[1]
+            total = federation.sum(asked, **self._inputs(state, theta))
         except FederationError:
             # Where an outcome is separated the sums come to rest on a few patients, and sites hold them back.
             if self.family != "gaussian" and np.abs(theta[1:q]).max(initial=0.0) > 3 and state.change > 0.3:
                 raise self._separated(state, theta) from None
             raise
-        score, information = self._derivatives(total, len(theta))
+        share = state.patients / float(total["fit"][3]) if state.sampled else 1.0
+        score, information = (share * found for found in self._derivatives(total, len(theta)))
         penalty = np.where((np.arange(len(theta)) > 0) & (np.arange(len(theta)) < q), 1.0, 0.0)
         l1, l2 = self.l1 * penalty, self.l2 * penalty
-        objective = float(total["fit"][0] - l1 @ np.abs(theta) - 0.5 * l2 @ (theta * theta))
+        objective = float(share * total["fit"][0] - l1 @ np.abs(theta) - 0.5 * l2 @ (theta * theta))
         sites, steady = list(total.sites), list(total.sites) == list(state.sites)
         state = replace(state, rounds=state.rounds + 1, sites=sites, curve=[*state.curve, objective])
         if steady and objective < state.objective - 1e-9 * (abs(state.objective) + 1.0):
@@ -296,6 +317,8 @@ class Glm:
                 change *= min(1.0, 4.0 / max(float(np.abs(change).max()), 1e-300))
             settled = bool(np.abs(change).max() < self.tolerance)
         new = theta + change
+        if state.sampled and (settled or np.abs(change).max() < 1e-2):
+            return self._limited(replace(state, theta=new, objective=-1e300, sampled=False))
         if self.family != "gaussian" and np.abs(new[1:q]).max(initial=0.0) > 25:
             raise self._separated(state, new)
         if self.estimates_alpha and new[q] < -14:
@@ -303,21 +326,44 @@ class Glm:
         if not settled or not (steady or self.family == "gaussian" or not change.any()):
             size = float(np.abs(change).max())
             return self._limited(replace(state, theta=new, step=change, objective=objective, change=size))
-        fit = {
-            "theta": new,
-            "information": information,
-            "fit": total["fit"],
-            "kkt": kkt,
-            "rounds": state.rounds,
-            "sites": sites,
+        fits = {
+            **state.fits,
+            name: {
+                "theta": new,
+                "information": information,
+                "fit": total["fit"],
+                "kkt": kkt,
+                "rounds": state.rounds,
+                "sites": sites,
+            },
         }
-        self._refuse_others(state.fits.get("all", fit)["sites"], sites)
-        start = state.fits["all"]["theta"] if "all" in state.fits else new
-        following = self.tasks(state.terms)[state.task + 1][1]
+        self._refuse_others(fits["all"]["sites"], sites)
+        if (null := self._null(state, total["fit"])) is not None and name == "all":
+            fits["null"] = null
+        tasks, task = self.tasks(state.terms), state.task + 1
+        while tasks[task][0] in fits:
+            task += 1
         return replace(
-            state, task=state.task + 1, rounds=0, theta=np.where(following, start, 0.0), step=np.zeros(len(new)),
-            objective=-1e300, change=1e300, fits={**state.fits, name: fit},
+            state, task=task, rounds=0, theta=np.where(tasks[task][1], fits["all"]["theta"], 0.0), step=np.zeros(len(new)),
+            objective=-1e300, change=1e300, fits=fits,
         )  # fmt: skip
+
+    def _null(self, state: GlmState, fit: FloatArray) -> dict[str, Any] | None:
+        """The fit without terms, where the sums already tell it: an intercept that is a mean."""
+        weight, outcomes, squares = float(fit[4]), float(fit[6]), float(fit[7])
+        if (
+            self.penalised
+            or self.site_effects
+            or "offset(" in state.formula
+            or self.family not in ("binomial", "gaussian")
+        ):
+            return None
+        mean = outcomes / weight
+        if self.family == "binomial":
+            deviance = -2.0 * weight * (mean * np.log(mean) + (1 - mean) * np.log1p(-mean))
+        else:
+            deviance = squares - weight * mean * mean
+        return {"fit": np.array([-0.5 * deviance, deviance])}
 
     def _derivatives(self, total: Any, m: int) -> tuple[FloatArray, FloatArray]:
         """Score (m,) and information (m, m) from a total; log alpha last."""

@@ -4,20 +4,23 @@ The mathematics behind the steps of ``glm``. A site's intercept is solved for on
 and information by Schur complement, which leaves the sums of the joint fit (Murphy and van der Vaart 2000).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medfed.data.table import View
 from medfed.federation.site import Site
 from medfed.federation.step import Out
-from medfed.methods.design_matrix import blocks, smallest_cell
+from medfed.methods.design_matrix import Block, over_blocks, smallest_cell
 from medfed.methods.families import Derivatives, derivatives, pearson, shape_derivatives, site_effect
 from medfed.methods.newton import upper
 
 FloatArray = NDArray[np.float64]
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -31,27 +34,40 @@ class At:
     d: Derivatives
 
 
-def evaluated(site: Site, inputs: Mapping[str, FloatArray]) -> Iterator[At]:
-    """The site's rows at the call's coefficients. None where the site's own intercept has no maximum: no information."""
+def evaluated(
+    site: Site, inputs: Mapping[str, FloatArray], function: Callable[[At], T], view: View | None = None
+) -> Iterator[T]:
+    """``function`` of every block of the site's rows at the call's coefficients.
+
+    Nothing where the site's own intercept has no maximum: such rows hold no information on the coefficients.
+    """
     family, alpha = str(site.settings["family"]), float(np.exp(inputs["log_alpha"]))
     middle, width = (float(value) for value in inputs["outcome"])
     beta, own = inputs["beta"], 0.0
 
-    def read() -> Iterator[tuple[FloatArray, FloatArray, FloatArray, FloatArray | float]]:
-        for block in blocks(site, inputs["centre"], inputs["scale"]):
-            yield block.x, beta @ block.x + block.offset / width, (block.y - middle) / width, block.weight
+    def eta_and_outcome(block: Block) -> tuple[FloatArray, FloatArray]:
+        return beta @ block.x + block.offset / width, (block.y - middle) / width
+
+    def read(work: Callable[[Block], S]) -> Iterator[S]:
+        return over_blocks(site, inputs["centre"], inputs["scale"], work, view=view)
 
     if site.settings["site_effects"]:
-        parts = [
-            (eta, y, np.broadcast_to(np.asarray(weight, dtype=np.float64), y.shape)) for _, eta, y, weight in read()
-        ]
-        eta, y, weights = (np.concatenate(column) for column in zip(*parts, strict=True))
+
+        def without_x(block: Block) -> tuple[FloatArray, FloatArray, FloatArray]:
+            eta, y = eta_and_outcome(block)
+            return eta, y, np.broadcast_to(np.asarray(block.weight, dtype=np.float64), y.shape)
+
+        eta, y, weights = (np.concatenate(column) for column in zip(*read(without_x), strict=True))
         own = site_effect(family, eta, y, weights, alpha)
         if np.isnan(own):
             return
-    for x, eta, y, weight in read():
+
+    def at(block: Block) -> T:
+        eta, y = eta_and_outcome(block)
         eta = eta + own
-        yield At(x, eta, y, weight, derivatives(family, eta, y, weight, alpha))
+        return function(At(block.x, eta, y, block.weight, derivatives(family, eta, y, block.weight, alpha)))
+
+    yield from read(at)
 
 
 def _without_intercept(score: FloatArray, information: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -77,32 +93,49 @@ def weight_sums(site: Site) -> tuple[float, float]:
     return site.memo("weight sums", {}, compute)
 
 
-def accumulated(site: Site, inputs: Mapping[str, FloatArray], *, shape: bool) -> Out:
+@dataclass(frozen=True)
+class _Sums:
+    """What a block adds: score (m,), information (m, m), fit, and of its weights the sum and the sum of squares."""
+
+    score: FloatArray
+    information: FloatArray
+    fit: FloatArray
+    weights: FloatArray
+
+
+def accumulated(site: Site, inputs: Mapping[str, FloatArray], *, shape: bool, view: View | None = None) -> Out:
     """The releases of ``glm_terms``; with ``shape`` also those in log alpha, all on the observed information."""
-    q, family = len(inputs["beta"]), str(site.settings["family"])
+    q, family, alpha = len(inputs["beta"]), str(site.settings["family"]), float(np.exp(inputs["log_alpha"]))
     m = q + shape
-    score, information, fit = np.zeros(m), np.zeros((m, m)), np.zeros(6)
-    weights = squares = 0.0
-    for at in evaluated(site, inputs):
+
+    def sums_of(at: At) -> _Sums:
         weight = at.d.observed if shape else at.d.expected
-        score[:q] += at.x @ at.d.residual
-        information[:q, :q] += (at.x * weight) @ at.x.T
+        score, information = np.empty(m), np.zeros((m, m))
+        score[:q] = at.x @ at.d.residual
+        information[:q, :q] = (at.x * weight) @ at.x.T
         if shape:
-            more = shape_derivatives(at.eta, at.y, at.weight, float(np.exp(inputs["log_alpha"])))
-            score[q] += more.score.sum()
-            information[:q, q] += at.x @ more.with_eta
-            information[q, q] += more.curvature.sum()
-        fit[:3] += [at.d.log_likelihood, at.d.deviance, pearson(family, at.d, at.eta, at.y, at.weight)]
-        weights += float(weight.sum())
-        squares += float(weight @ weight)
-    information[q:, :q] = information[:q, q:].T
+            more = shape_derivatives(at.eta, at.y, at.weight, alpha)
+            score[q], information[q, q] = more.score.sum(), more.curvature.sum()
+            information[:q, q] = information[q, :q] = at.x @ more.with_eta
+        y, w = at.y, at.weight
+        sums = (w * y).sum(), (w * y * y).sum()
+        fit = [at.d.log_likelihood, at.d.deviance, pearson(family, at.d, at.eta, y, w), 0.0, 0.0, 0.0, *sums]
+        return _Sums(score, information, np.array(fit), np.array([weight.sum(), weight @ weight]))
+
+    total = _Sums(np.zeros(m), np.zeros((m, m)), np.zeros(8), np.zeros(2))
+    for found in evaluated(site, inputs, sums_of, view):
+        for name in ("score", "information", "fit", "weights"):
+            sum_of: FloatArray = getattr(total, name)
+            sum_of += getattr(found, name)
+    score, information, fit = total.score, total.information, total.fit
     if site.settings["site_effects"]:
         score, information = _without_intercept(score, information)
-    fit[3:] = site.table.rows, *weight_sums(site)
+    fit[3:6] = (view or site.table).rows, *weight_sums(site)
     release = {"score": score[:q], "information": upper(information[:q, :q]), "fit": fit}
     if shape:
         release["shape"] = np.stack([information[q], np.append(np.zeros(q), score[q])])
-    rests_on = weights * weights / squares if squares > 0 else np.inf
+    summed, squares = total.weights
+    rests_on = summed * summed / squares if squares > 0 else np.inf
     return Out(release, effective_patients=min(rests_on, smallest_cell(site)))
 
 
@@ -112,37 +145,45 @@ def sandwich(site: Site, inputs: Mapping[str, FloatArray], *, clustered: bool) -
     shape = site.settings["family"] == "negative_binomial" and not site.settings["alpha"]
     own = bool(site.settings["site_effects"])
     m = q + shape
-    information, meat, sums = np.zeros((m, m)), np.zeros((m, m)), np.zeros(m)
-    share = np.zeros(m)
 
-    def rows() -> Iterator[tuple[At, FloatArray, Any]]:
-        for at in evaluated(site, inputs):
-            each = np.empty((m, len(at.eta)))
-            np.multiply(at.x, at.d.residual, out=each[:q])
-            more = shape_derivatives(at.eta, at.y, at.weight, alpha) if shape else None
-            if more is not None:
-                each[q] = more.score
-            yield at, each, more
+    def scores(at: At) -> FloatArray:
+        each = np.empty((m, len(at.eta)))
+        np.multiply(at.x, at.d.residual, out=each[:q])
+        if shape:
+            each[q] = shape_derivatives(at.eta, at.y, at.weight, alpha).score
+        return each
 
-    for at, each, more in rows():
-        information[:q, :q] += (at.x * at.d.observed) @ at.x.T
-        if more is not None:
-            information[:q, q] += at.x @ more.with_eta
-            information[q, q] += more.curvature.sum()
-        sums += each.sum(1)
+    def bread_and_meat(at: At) -> FloatArray:
+        """(3, m, m): information, meat, and in the first row of the last the summed scores."""
+        found, each = np.zeros((3, m, m)), scores(at)
+        found[0, :q, :q] = (at.x * at.d.observed) @ at.x.T
+        if shape:
+            more = shape_derivatives(at.eta, at.y, at.weight, alpha)
+            found[0, :q, q] = found[0, q, :q] = at.x @ more.with_eta
+            found[0, q, q] = more.curvature.sum()
         if not clustered and not own:
-            meat += _outer(site, at, each)
-    information[q:, :q] = information[:q, q:].T
+            found[1] = _outer(site, at, each)
+        found[2, 0] = each.sum(1)
+        return found
+
+    information, meat, sums = np.zeros((3, m, m))
+    for found in evaluated(site, inputs, bread_and_meat):
+        information, meat, sums = information + found[0], meat + found[1], sums + found[2]
+    total = sums[0]
     if own:
-        share = information[0] / information[0, 0] if information[0, 0] > 0 else share
-        sums, information = _without_intercept(sums, information)
-        if not clustered:
-            for at, each, _ in rows():
-                each -= share[:, None] * each[0]
-                meat += _outer(site, at, each)
+        share = information[0] / information[0, 0] if information[0, 0] > 0 else np.zeros(m)
+        total, information = _without_intercept(total, information)
+
+        def profiled_meat(at: At) -> FloatArray:
+            each = scores(at)
+            each -= share[:, None] * each[0]
+            return _outer(site, at, each)
+
+        for squares in evaluated(site, inputs, profiled_meat) if not clustered else ():
+            meat = meat + squares
     if clustered:
-        meat = np.outer(sums, sums)
-    meat /= float(inputs["unit"])
+        meat = np.outer(total, total)
+    meat = meat / float(inputs["unit"])
     return Out(
         {
             "information": upper(information[:q, :q]),
