@@ -166,7 +166,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.worker:
         found = CONTENDERS[given.worker](given.folder)
-        print(json.dumps({**found, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}))
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        print(json.dumps({**found, "peak": used.ru_maxrss / 1e6, "cpu": used.ru_utime + used.ru_stime}))
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = (given.folder or Path(temporary)) / f"{given.rows}-rows"
@@ -180,9 +181,9 @@ def main() -> None:
                 if name not in best or found["seconds"] < best[name]["seconds"]:
                     best[name] = found
     print(f"{given.rows:,} rows x {FEATURES} at {SITES} sites, loading included, {os.cpu_count()} cores\n")
-    print(f"{'':<32}{'seconds':>9}{'peak GB':>9}  largest difference in a coefficient, and in a standard error")
+    print(f"{'':<32}{'seconds':>9}{'CPU s':>8}{'peak GB':>9}  largest difference in a coefficient, and in a standard error")
     for name, found in best.items():
-        line = f"{NAMES[name]:<32}{found['seconds']:>9.1f}{found['peak']:>9.2f}"
+        line = f"{NAMES[name]:<32}{found['seconds']:>9.1f}{found['cpu']:>8.1f}{found['peak']:>9.2f}"
         if name != "medfed" and "medfed" in best:
             difference = np.abs(np.subtract(found["coefficients"], best["medfed"]["coefficients"])).max()
             line += f"  {difference:.1e}"

@@ -108,8 +108,8 @@ class View:
 
     def between(self, first: int, last: int) -> "View":
         """Rows ``first`` to ``last`` - 1 of this part. Rows are shuffled once, so they are a random share of it."""
-        rows = np.arange(self._table.rows) if self._rows is None else self._rows
-        return View(self._table, self.part, rows[first:last])
+        rows = np.arange(first, min(last, self.rows)) if self._rows is None else self._rows[first:last]
+        return View(self._table, self.part, rows)
 
     def batches(self, names: Sequence[str], size: int = PIECE) -> Iterator[tuple[NDArray[Any], ...]]:
         """The same columns in pieces of ``size`` rows (the last one shorter), in the table's order, at any table size.
@@ -129,8 +129,8 @@ class View:
             stop = held - held % size
             for start in range(0, stop, size):
                 yield _batch(study, names, joined, slice(start, start + size))
-            waiting = [{name: column[stop:] for name, column in joined.items()}]
             held -= stop
+            waiting = [{name: column[stop:] for name, column in joined.items()}] if held else []
         if held:
             yield _batch(study, names, _joined(waiting), slice(0, held))
 

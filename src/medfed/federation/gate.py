@@ -6,7 +6,7 @@ counts, since the coordinator sees each site's terms. Reasons are sentences of o
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
@@ -118,7 +118,7 @@ def _factors(view: View, study: Study, only: Sequence[str] | None = None) -> dic
 
 
 def has_small_cell(
-    factors: Mapping[str, tuple[NDArray[np.int64], int]], study: Study, rows: NDArray[Any], minimum: int
+    factors: Mapping[str, tuple[NDArray[np.int64], int]], study: Study, rows: NDArray[Any] | slice, minimum: int
 ) -> bool:
     """Whether sums over these rows show a count of patients under ``minimum``.
 
@@ -148,17 +148,18 @@ def has_small_cell(
     return False
 
 
-def splits_safely(view: View, study: Study, first: int, minimum: int) -> bool:
-    """Whether sums over the view's first rows show no count under ``minimum``, nor what is left of all its rows."""
-    head, rest = view.between(0, first), view.between(first, view.rows)
-    if min(head.patients, rest.patients) < minimum:
-        return False
-    factors = _factors(head, study)
-    if has_small_cell(factors, study, np.arange(head.rows), minimum):
-        return False
-    # A number of many values in a random share takes many in what is left.
-    few = [name.removesuffix(" known") for name in factors]
-    return not has_small_cell(_factors(rest, study, few), study, np.arange(rest.rows), minimum)
+def splits_safely(view: View, study: Study, cuts: Sequence[int], minimum: int) -> bool:
+    """Whether sums over the view's first rows, up to any of the ``cuts``, and their differences show no small count."""
+    few: list[str] | None = None
+    for first, last in pairwise((0, *cuts, view.rows)):
+        piece = view.between(first, last)
+        factors = _factors(piece, study, few)
+        patients = piece.rows if view.patients == view.rows else piece.patients
+        if patients < minimum or has_small_cell(factors, study, slice(None), minimum):
+            return False
+        # A number of many values in the first, random share takes many in the others.
+        few = [name.removesuffix(" known") for name in factors] if few is None else few
+    return True
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ def judge_rows(
         return FEW_PATIENTS
     factors = _factors(whole, study)
     own = factors if view.rows == whole.rows else _factors(view, study)
-    if protection == "plain" and has_small_cell(own, study, np.arange(view.rows), minimum):
+    if protection == "plain" and has_small_cell(own, study, slice(None), minimum):
         return SMALL_CELL
     patient_of_row = np.asarray(whole.row_pseudonyms)
     for other in (*earlier, *_unions(view.pseudonyms, earlier)):

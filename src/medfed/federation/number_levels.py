@@ -5,6 +5,7 @@ many values is recognised without sorting it or holding it in memory.
 """
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -41,9 +42,19 @@ def _looked_at(view: View, names: Sequence[str]) -> dict[str, NumberLevels]:
     found = {name: _Column() for name in names}
     if not names:
         return {}
-    for piece in view.batches(names):
+
+    def look(piece: tuple[FloatArray, ...]) -> None:
         for name, values in zip(names, piece, strict=True):
             found[name].add(values)
+
+    with ThreadPoolExecutor(1) as pool:
+        last: Future[None] | None = None
+        for piece in view.batches(names):
+            if last is not None:
+                last.result()  # one piece is looked at while the next is read
+            last = pool.submit(look, piece)
+        if last is not None:
+            last.result()
     doubtful = [name for name in names if len(found[name].distinct) > 2 and found[name].candidates]
     counts = {name: dict.fromkeys(found[name].candidates, 0) for name in doubtful}
     for piece in view.batches(doubtful) if doubtful else ():

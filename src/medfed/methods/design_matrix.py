@@ -5,7 +5,7 @@ rule is ``missing: mean``) leaves its column at the centre, 0. A block is (terms
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -28,10 +28,10 @@ FloatArray = NDArray[np.float64]
 S = TypeVar("S")
 T = TypeVar("T")
 
-BLOCK = 8_192  # rows: a block of 30 columns, weighted and not, stays in a processor's cache
+BLOCK = 16_384  # rows: few enough for a processor's cache, enough for few calls
 PIECE = 65_536
-LARGE = 160_000  # rows of a site from which a fit begins on one in SHARE of them
-SHARE = 16
+LARGE = 160_000  # rows of a site from which a fit begins on a share of them
+SHARES = (16, 2)  # one in so many, stage by stage
 AT_ONCE = 2  # pieces in work, beside the one that is read
 REMEMBERED = 2_000_000  # values: a design of fewer is built once a site and scaling
 
@@ -120,21 +120,29 @@ def in_order(items: Iterable[S], function: Callable[[S], T], *, rows: int) -> It
             yield waiting.popleft().result()
 
 
-def first_rows(site: Site) -> View | None:
-    """A random share of a large table's rows, where sums over them and over the others show no small count; else None."""
+def first_rows(site: Site, stage: int) -> View | None:
+    """A random share of a large table's rows (SHARES), where sums over them and the others show no small count.
+
+    None where the table is not large, or a count would be seen: then all rows are to be used.
+    """
     rows = site.table.rows
-    if rows < LARGE:
+    if rows < LARGE or not 0 <= stage < len(SHARES):
         return None
-    share = rows // SHARE
-    minimum = max(site.minimum_cell, 1)
-    safe = site.memo(f"splits safely {minimum}", {}, lambda: splits_safely(site.table, site.study, share, minimum))
-    return site.table.between(0, share) if safe else None
+    cuts, minimum = [rows // share for share in SHARES], max(site.minimum_cell, 1)
+    safe = site.memo(f"splits safely {minimum}", {}, lambda: splits_safely(site.table, site.study, cuts, minimum))
+    return site.table.between(0, cuts[stage]) if safe else None
 
 
-def _pieces(site: Site, view: View, response: str) -> Iterator[dict[str, NDArray[Any]]]:
-    """The columns that the design needs, as stored, in pieces."""
+def _pieces(
+    site: Site, view: View, response: str, variables: Sequence[str] | None = None
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """The columns that the design needs, as stored, in pieces. variables: those of some of its columns only."""
     study, weight = site.study, site.study.weight
-    wanted = list(dict.fromkeys(_stored_as(study, name) for name in study.formula(site.variant).variables))
+    formula = study.formula(site.variant)
+    names = formula.variables if variables is None else variables
+    if variables is not None and formula.offset:
+        names = [*variables, formula.offset.variable]
+    wanted = list(dict.fromkeys(_stored_as(study, name) for name in names))
     wanted += [name for name in (response, weight) if name and name not in wanted]
     for piece in view.batches(wanted, PIECE):
         yield dict(zip(wanted, piece, strict=True))
@@ -270,33 +278,48 @@ def formula_moments(site: Site, *, about: FloatArray) -> Out:
     bottom, width = outcome_range(study)
     by_outcome = study.variables[study.outcome].type == "code"
 
-    def sums_of(piece: dict[str, NDArray[Any]]) -> tuple[FloatArray, FloatArray, FloatArray]:
-        each, whole, unusable = np.zeros((4, len(low))), np.zeros(5), np.zeros(3)
+    # Of numbers that are never missing a share of the rows is enough, unless a penalty means the deviation itself.
+    head = None if site.settings.get("l1") or site.settings.get("l2") else first_rows(site, 0)
+    plain = [
+        index for index, column in enumerate(columns)
+        if len(column.parts) == 1 and not column.is_indicator and study.variables[column.parts[0][0].variable].missing == "drop"
+    ]  # fmt: skip
+    everywhere = [index for index in range(len(columns)) if head is None or index not in plain]
+
+    def moments_of(piece: dict[str, NDArray[Any]], which: list[int]) -> FloatArray:
+        each = np.zeros((4, len(low)))
         for rows in _split(site, piece, "outcome"):
-            for index, column in enumerate(columns):
-                values = np.broadcast_to(np.asarray(column_values(study, column, rows.part)), rows.y.shape)
+            for index in which:
+                values = np.broadcast_to(np.asarray(column_values(study, columns[index], rows.part)), rows.y.shape)
                 unit = (values - low[index]) * (1.0 / (high[index] - low[index])) - about[index]
-                known = len(unit)
                 if not np.isfinite(unit.sum()):
                     unit = unit[np.isfinite(unit)]
-                    known = len(unit)
-                each[:3, index] += unit.sum(), unit @ unit, known
-                if by_outcome and column.is_indicator:
-                    each[3, index] += values @ rows.y
+                each[:3, index] += unit.sum(), (unit * unit).sum(), len(unit)
+                if by_outcome and columns[index].is_indicator:
+                    each[3, index] += (values * rows.y).sum()
+        return each
+
+    def all_of(piece: dict[str, NDArray[Any]]) -> tuple[FloatArray, FloatArray, FloatArray]:
+        whole, unusable = np.zeros(5), np.zeros(3)
+        for rows in _split(site, piece, "outcome"):
             weight = np.broadcast_to(np.asarray(rows.weight, dtype=np.float64), rows.y.shape)
             offset = np.broadcast_to(np.asarray(rows.offset, dtype=np.float64), rows.y.shape)
             wrong = (not (weight > 0).all(), not is_possible(family, rows.y), not np.isfinite(offset).all())
             unusable = np.maximum(unusable, wrong)
             if not unusable.any():
                 unit = (rows.y - bottom) / width
-                whole += [len(unit), weight.sum(), weight @ unit, weight @ (unit * unit), weight @ offset]
-        return each, whole, unusable
+                sums = (weight * unit).sum(), (weight * unit * unit).sum(), (weight * offset).sum()
+                whole += [len(unit), weight.sum(), *sums]
+        return moments_of(piece, everywhere), whole, unusable
 
     each, whole, unusable = np.zeros((4, len(low))), np.zeros(5), np.zeros(3)
-    for found in in_order(_pieces(site, site.table, "outcome"), sums_of, rows=site.table.rows):
+    needed = [factor.variable for index in everywhere for factor, _ in columns[index].parts]
+    for found in in_order(_pieces(site, site.table, "outcome", needed), all_of, rows=site.table.rows):
         each += found[0]
         whole += found[1]
         unusable = np.maximum(unusable, found[2])
+    if head is not None:
+        each += sum(moments_of(piece, plain) for piece in _pieces(site, head, "outcome"))
     return Out(
         {
             "sums": each[0], "squares": each[1], "known": each[2], "events": each[3],

@@ -18,7 +18,15 @@ from medfed.errors import FederationError, StudyError
 from medfed.federation.federation import Federation
 from medfed.federation.site import Site
 from medfed.federation.step import Input, Out, Step, Sum, step
-from medfed.methods.design_matrix import LARGE, first_rows, formula_moments, formula_ranges, scaling, smallest_cell
+from medfed.methods.design_matrix import (
+    LARGE,
+    SHARES,
+    first_rows,
+    formula_moments,
+    formula_ranges,
+    scaling,
+    smallest_cell,
+)
 from medfed.methods.families import FAMILIES, gamma_log_likelihood, has_free_dispersion, link
 from medfed.methods.glm_result import assemble, patients_weight
 from medfed.methods.glm_sums import At, accumulated, evaluated, sandwich
@@ -42,6 +50,7 @@ _TERMS = {
     "information": Sum("triangle(terms)", limit_per_row=1e7),
     "fit": Sum("8", limit=1e12),
 }
+ALL_ROWS = len(SHARES)
 _MEAT = {
     "information": Sum("triangle(terms)", limit_per_row=1e7),
     "meat": Sum("triangle(terms)", limit=1e12),
@@ -59,13 +68,14 @@ def glm_terms(site: Site, **inputs: FloatArray) -> Out:
     return accumulated(site, inputs, shape=False)
 
 
-@step(reads="train", takes=_TAKES, releases=_TERMS, ranges=formula_ranges)
-def glm_start_terms(site: Site, **inputs: FloatArray) -> Out:
-    """As ``glm_terms``, over a random sixteenth of a large table's rows: where a fit of millions of patients begins.
+@step(reads="train", takes={**_TAKES, "stage": Input("", limit=1)}, releases=_TERMS, ranges=formula_ranges)
+def glm_start_terms(site: Site, *, stage: FloatArray, **inputs: FloatArray) -> Out:
+    """As ``glm_terms``, over a random share of a large table's rows: where a fit of millions of patients begins.
 
-    All rows where the table is not large, or where so few rows would show a small count.
+    A sixteenth in stage 0, half in stage 1; all rows where the table is not large, or where a share would show a small
+    count.
     """
-    return accumulated(site, inputs, shape=False, view=first_rows(site))
+    return accumulated(site, inputs, shape=False, view=first_rows(site, int(stage)))
 
 
 @step(
@@ -126,7 +136,7 @@ class GlmState:
 
     objective: penalised log-likelihood before that change. task: which fit (all terms, none, all but one, errors).
     fits: what each finished task found. curve: objective of each round. patients: rows
-    at the start; sampled: whether the next round is over a share of a large consortium's rows.
+    at the start; stage: which share of a large consortium's rows the next round is over.
     """
 
     formula: str
@@ -146,7 +156,7 @@ class GlmState:
     fits: dict[str, Any]
     curve: list[float]
     patients: float
-    sampled: bool
+    stage: int
 
 
 @dataclass(frozen=True)
@@ -170,7 +180,7 @@ class Glm:
     likelihood_ratio: bool = False
     l1: float = 0.0
     l2: float = 0.0
-    tolerance: float = 1e-9  # Newton's last step squares it; the information is that of the step before
+    tolerance: float = 1e-9
     most_rounds: int = 50
 
     def __post_init__(self) -> None:
@@ -240,7 +250,7 @@ class Glm:
         zeros, none = np.zeros(m), np.zeros(0)
         return GlmState(
             formula.text, study.outcome, list(formula.names), [column.term for column in formula.columns], 0, 0, zeros, zeros,
-            -1e300, none, none, np.zeros(2), 1e300, [], {}, [], 0.0, False,
+            -1e300, none, none, np.zeros(2), 1e300, [], {}, [], 0.0, ALL_ROWS,
         )  # fmt: skip
 
     def advance(self, federation: Federation, state: GlmState) -> GlmState:
@@ -267,7 +277,7 @@ class Glm:
             theta[-1] = np.log(np.clip((found.variance - found.mean) / found.mean**2, 0.05, 20.0))
         large = found.rows >= LARGE * found.sites and not self.estimates_alpha
         return replace(
-            state, theta=theta, centre=found.centre, scale=found.scale, outcome=outcome, patients=found.rows, sampled=large
+            state, theta=theta, centre=found.centre, scale=found.scale, outcome=outcome, patients=found.rows, stage=0 if large else ALL_ROWS
         )  # fmt: skip
 
     def _inputs(self, state: GlmState, theta: FloatArray) -> dict[str, Any]:
@@ -284,14 +294,16 @@ class Glm:
     def _round(self, federation: Federation, state: GlmState, name: str, free: NDArray[np.bool_]) -> GlmState:
         q, theta = len(state.names), state.theta
         try:
-            asked = self.steps[2] if state.sampled else self.steps[1]
-            total = federation.sum(asked, **self._inputs(state, theta))
+            if sampled := state.stage < ALL_ROWS:
+                total = federation.sum(glm_start_terms, stage=state.stage, **self._inputs(state, theta))
+            else:
+                total = federation.sum(self.steps[1], **self._inputs(state, theta))
         except FederationError:
             # Where an outcome is separated the sums come to rest on a few patients, and sites hold them back.
             if self.family != "gaussian" and np.abs(theta[1:q]).max(initial=0.0) > 3 and state.change > 0.3:
                 raise self._separated(state, theta) from None
             raise
-        share = state.patients / float(total["fit"][3]) if state.sampled else 1.0
+        share = state.patients / float(total["fit"][3]) if sampled else 1.0
         score, information = (share * found for found in self._derivatives(total, len(theta)))
         penalty = np.where((np.arange(len(theta)) > 0) & (np.arange(len(theta)) < q), 1.0, 0.0)
         l1, l2 = self.l1 * penalty, self.l2 * penalty
@@ -315,10 +327,10 @@ class Glm:
             )
             if self.family != "gaussian":  # far from the maximum a full step may leave everything that a site accepts
                 change *= min(1.0, 4.0 / max(float(np.abs(change).max()), 1e-300))
-            settled = bool(np.abs(change).max() < self.tolerance)
+            settled = self._is_settled(float(np.abs(change).max()), state.change)
         new = theta + change
-        if state.sampled and (settled or np.abs(change).max() < 1e-2):
-            return self._limited(replace(state, theta=new, objective=-1e300, sampled=False))
+        if sampled and np.abs(change).max() < 1e-2:
+            return self._limited(replace(state, theta=new, objective=-1e300, stage=state.stage + 1))
         if self.family != "gaussian" and np.abs(new[1:q]).max(initial=0.0) > 25:
             raise self._separated(state, new)
         if self.estimates_alpha and new[q] < -14:
@@ -364,6 +376,14 @@ class Glm:
         else:
             deviance = squares - weight * mean * mean
         return {"fit": np.array([-0.5 * deviance, deviance])}
+
+    def _is_settled(self, change: float, before: float) -> bool:
+        """Whether the information, of the coefficients before this change, and the coefficients after it are final.
+
+        What is left after it shrinks as the changes do: squared in canonical models, by a constant share in others.
+        """
+        share = min(change / before, 0.9)
+        return change < self.tolerance and change * share / (1 - share) < 1e-3 * self.tolerance
 
     def _derivatives(self, total: Any, m: int) -> tuple[FloatArray, FloatArray]:
         """Score (m,) and information (m, m) from a total; log alpha last."""
