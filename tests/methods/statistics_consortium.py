@@ -37,12 +37,12 @@ def spread(values: pd.Series, role: str = "covariate", **more: Any) -> dict[str,
 
 
 def study_of(
-    variables: dict[str, Any], method: str, settings: dict[str, Any], sites: list[str], **changes: Any
+    variables: dict[str, Any], method: str, settings: dict[str, Any], invited: list[str], **changes: Any
 ) -> Study:
     declared = {
         "medfed": 1, "name": "oracle", "title": "t", "question": "q", "variables": variables,
         "task": {"kind": "association"}, "method": {"use": M + method, "settings": settings},
-        "privacy": {"minimum_cell": 1}, "sites": {"invited": sites, "minimum": len(sites)},
+        "privacy": {"minimum_cell": 1}, "sites": {"invited": invited, "minimum": len(invited)},
     }  # fmt: skip
     return study_from_dict(declared | changes)
 

@@ -282,14 +282,15 @@ class Study(Declared):
     def sizes(self) -> dict[str, int | tuple[int]]:
         """The study's sizes, by the names that steps use in shapes. (n,): chosen by an input, at most n.
 
-        terms: columns of the formula; numbers, levels: variables and codes that are described; groups: arms, or
-        outcomes in a study without arms.
+        terms: columns of the formula; numbers, levels: variables and codes that are described; cells: ranges of
+        numbers that are asked about at once; groups: arms, or outcomes in a study without arms.
         """
         sizes: dict[str, int | tuple[int]] = {
             "p": len(self.design.columns),
             "terms": (max(len(self.formula(variant).columns) for variant in (None, *self.variants)),),
             "numbers": len(self.numbers),
             "levels": len(self.levels),
+            "cells": (2048,),
             "groups": len(self.variables[self.arm].codes or ()) if self.arm else 2,
             "outcomes": 2,
             "bins": (self.evaluation.bins,),
