@@ -21,18 +21,19 @@ from medfed.methods.summaries import (
     DEPTH,
     LEAST_SCALE,
     Nodes,
-    containing,
+    halved,
+    halves_of,
+    histogram,
     known_counts,
     level_counts,
     level_pairs,
     mean_and_variance,
     merged,
     power_sums,
-    quarters,
     refuse_other_sites,
+    roots,
     second_look,
     suppressed,
-    tree_counts,
 )
 from medfed.methods.tables import text_table
 from medfed.study import Study
@@ -74,18 +75,17 @@ def powers(site: Site, *, about: FloatArray, scale: FloatArray) -> Out:
 @step(reads="train", releases={"bins": Count("numbers,32", zero_is_small=False)})
 def histograms(site: Site) -> Out:
     """Patients in 32 equal bins of each number's declared range; a bin of a few is counted with its neighbour."""
-    below = tree_counts(site, 1, grouped=False)[:, 0, :: 2**DEPTH // BINS]
-    return Out({"bins": np.diff(below, axis=1)})
+    return Out({"bins": histogram(site, 1, BINS, grouped=False)[:, 0]})
 
 
 @step(
     reads="train",
     takes={"cells": Input("cells,3", limit=2.0**DEPTH)},
-    releases={"inside": Sum("cells,4", limit_per_row=1)},
+    releases={"halves": Sum("cells,3", limit_per_row=1)},
 )
-def quarter_counts(site: Site, *, cells: FloatArray) -> Out:
-    """Patients in the quarters of parts of declared ranges; a quarter of a few is counted with its neighbour."""
-    return Out({"inside": quarters(tree_counts(site, 1, grouped=False), cells)[:, 0]})
+def half_counts(site: Site, *, cells: FloatArray) -> Out:
+    """Patients in the halves of parts of declared ranges; a part whose half would hold a few is not divided."""
+    return Out({"halves": halves_of(site, 1, cells, grouped=False)[:, 0]})
 
 
 @step(reads="train", releases={"pairs": Count("triangle(levels)", zero_is_small=False)})
@@ -97,7 +97,7 @@ def cross_counts(site: Site) -> Out:
 @dataclass(frozen=True)
 class DescribeState:
     """patients; levels (levels,); known (2, numbers): known and missing; mean, variance (numbers,) on the range 0 to 1;
-    bins (numbers, 32); nodes: the quantiles' bins so far (see ``Nodes``) and which can be halved further.
+    bins (numbers, 32); nodes: the quantiles' bins so far (see ``Nodes``).
     """
 
     rounds: int
@@ -121,7 +121,7 @@ class Describe:
     quantiles: str = "0.25, 0.5, 0.75"
     cross_tables: bool = False
 
-    steps: ClassVar[tuple[Step, ...]] = (counts, powers, histograms, quarter_counts, cross_counts)
+    steps: ClassVar[tuple[Step, ...]] = (counts, powers, histograms, half_counts, cross_counts)
 
     def __post_init__(self) -> None:
         self.shares()
@@ -154,20 +154,11 @@ class Describe:
     def advance(self, federation: Federation, state: DescribeState) -> DescribeState:
         if state.rounds == 0:
             return self._begin(federation, state)
-        federation = federation.roster(state.sites)
-        nodes, further = Nodes(**state.nodes["all"]), state.nodes["further"]
-        asked = np.flatnonzero(further)
-        part = nodes.take(asked)
-        total = federation.sum(quarter_counts, cells=part.cells)
+        nodes = Nodes(**state.nodes)
+        total = federation.roster(state.sites).sum(half_counts, cells=nodes.cells[nodes.further])
         refuse_other_sites(state.sites, list(total.sites))
-        found, again = containing(part, total["inside"], state.nodes["rank"][asked], state.study["minimum"])
-        further = np.zeros(len(further), dtype=bool)
-        further[asked] = again
-        return replace(
-            state,
-            rounds=state.rounds + 1,
-            nodes={**state.nodes, "all": vars(nodes.put(asked, found)), "further": further},
-        )
+        nodes = halved(nodes, total["halves"][:, None], int(state.study["minimum"]))
+        return replace(state, rounds=state.rounds + 1, nodes=vars(nodes))
 
     def _begin(self, federation: Federation, state: DescribeState) -> DescribeState:
         total = federation.sum(counts)
@@ -177,7 +168,6 @@ class Describe:
         n = len(state.study["numbers"])
         mean = variance = np.zeros(n)
         bins, pairs = state.bins, state.pairs
-        nodes: dict[str, Any] = {"further": np.zeros(0, dtype=bool)}
         if n:
             about, scale = np.full(n, 0.5), np.ones(n)
             first = federation.sum(powers, about=about, scale=scale)
@@ -188,45 +178,31 @@ class Describe:
             bins = binned["bins"]
             for other in (first, second, binned):
                 refuse_other_sites(sites, list(other.sites))
-            nodes = self._nodes(known[0])
         if self.cross_tables:
             crossed = federation.sum(cross_counts)
             refuse_other_sites(sites, list(crossed.sites))
             pairs = crossed["pairs"]
         return replace(
             state, rounds=1, patients=float(total["patients"]), levels=total["levels"], known=known, mean=mean,
-            variance=variance, bins=bins, pairs=pairs, nodes=nodes, sites=sites, held_back=held,
+            variance=variance, bins=bins, pairs=pairs, nodes=vars(roots(known[:1], self.shares())), sites=sites,
+            held_back=held,
         )  # fmt: skip
-
-    def _nodes(self, known: FloatArray) -> dict[str, Any]:
-        """A root for every number and quantile, with the rank that is looked for in it (from 0)."""
-        shares = np.array(self.shares())
-        which = np.repeat(np.arange(len(known)), len(shares))
-        inside = known[which]
-        zeros = np.zeros(len(which), dtype=np.int64)
-        rank = np.maximum(np.ceil(np.tile(shares, len(known)) * inside - 1e-9) - 1, 0)
-        roots = Nodes(which, zeros, zeros, np.zeros(len(which)), inside)
-        return {"all": vars(roots), "rank": rank, "further": inside > 0}
 
     def done(self, state: DescribeState) -> bool:
         return state.rounds > 0 and not np.any(state.nodes["further"])
 
     def result(self, state: DescribeState) -> Mapping[str, Any]:
         minimum = int(state.study["minimum"])
-        low, high = np.asarray(state.study["ranges"]).T if len(state.study["numbers"]) else (np.zeros(0), np.zeros(0))
-        width = high - low
-        quantiles: dict[str, Any] = {}
-        if "all" in state.nodes:
-            nodes, shares = Nodes(**state.nodes["all"]), self.shares()
-            edges = nodes.edges(np.stack([low, high], 1))
-            within = (state.nodes["rank"] - nodes.below + 0.5) / np.maximum(nodes.inside, 1)
-            value = edges[:, 0] + (edges[:, 1] - edges[:, 0]) * np.clip(within, 0, 1)
-            quantiles = {
-                "shares": np.array(shares),
-                "values": value.reshape(-1, len(shares)),
-                "low": edges[:, 0].reshape(-1, len(shares)),
-                "high": edges[:, 1].reshape(-1, len(shares)),
-            }
+        ranges = np.asarray(state.study["ranges"])
+        low, width = ranges[:, 0], ranges[:, 1] - ranges[:, 0]
+        nodes, shares = Nodes(**state.nodes), self.shares()
+        edges = nodes.edges(ranges)
+        quantiles = {
+            "shares": np.array(shares),
+            "values": nodes.values(ranges).reshape(len(ranges), len(shares)),
+            "low": edges[:, 0].reshape(len(ranges), len(shares)),
+            "high": edges[:, 1].reshape(len(ranges), len(shares)),
+        }
         return {
             "patients": state.patients,
             "numbers": list(state.study["numbers"]),
@@ -235,7 +211,7 @@ class Describe:
             "mean": low + state.mean * width,
             "deviation": np.sqrt(np.maximum(state.variance, 0.0)) * width,
             "quantiles": quantiles,
-            "ranges": np.asarray(state.study["ranges"]),
+            "ranges": ranges,
             "bins": np.stack([merged(each, minimum) for each in state.bins]) if len(width) else state.bins,
             "levels": [list(level) for level in state.study["levels"]],
             "level_counts": _shown_levels(state.levels, state.study["levels"], minimum),

@@ -7,6 +7,7 @@ the border: so every node of the tree holds nobody, or the site's minimum at lea
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations_with_replacement
 from typing import Any
 
@@ -22,7 +23,6 @@ IntArray = NDArray[np.int64]
 
 DEPTH = 16
 LEAST_SCALE = 1e-3  # of the declared range
-SPLIT = 4  # a node is asked for its quarters: two halvings a round
 
 
 def group_names(study: Study) -> list[str]:
@@ -149,11 +149,50 @@ def _unit(study: Study, name: str, values: FloatArray) -> FloatArray:
     return (values - low) / (high - low)
 
 
-def tree_counts(site: Site, groups: int, *, grouped: bool) -> FloatArray:
-    """Patients below each leaf of each number's tree, (numbers, groups, 2**16 + 1), cells made safe; remembered."""
+@dataclass(frozen=True)
+class Tree:
+    """A number's declared range halved 16 times, at one site. below: (groups, 2**16 + 1) patients below each leaf.
+
+    seen, split: (2**17,) in heap order (node ``position`` of ``level`` at 2**level + position): whether a node's count may
+    be told, and whether it may be divided: where a half would hold 1 to ``minimum`` - 1 of some group it may not, nor may
+    anything below, since the rest would tell them. Both depend on the table alone, not on what is asked.
+    """
+
+    below: FloatArray
+    seen: NDArray[np.bool_]
+    split: NDArray[np.bool_]
+
+    def halves(self, level: IntArray, position: IntArray) -> FloatArray:
+        """Patients in both halves of nodes, and those of nodes that may not be divided: (nodes, groups, 3)."""
+        width = 2 ** (DEPTH - level)
+        edges = position[:, None] * width[:, None] + np.arange(3) * width[:, None] // 2
+        halves = np.diff(self.below[:, edges], axis=2).transpose(1, 0, 2)
+        node = 2**level + position
+        told, undivided = (self.seen[node] & self.split[node]), (self.seen[node] & ~self.split[node])
+        return np.concatenate(
+            [halves * told[:, None, None], halves.sum(2, keepdims=True) * undivided[:, None, None]], 2
+        )
+
+
+def tree_of(counts: IntArray, minimum: int) -> Tree:
+    """The tree of leaf counts (groups, 2**16)."""
+    seen, split = np.zeros(2 ** (DEPTH + 1), dtype=bool), np.zeros(2 ** (DEPTH + 1), dtype=bool)
+    seen[1] = True
+    for level in range(DEPTH):
+        nodes = slice(2**level, 2 ** (level + 1))
+        halves = counts.reshape(len(counts), 2**level, 2, -1).sum(3)
+        split[nodes] = ~((halves > 0) & (halves < minimum)).any((0, 2))
+        seen[2 ** (level + 1) : 2 ** (level + 2)] = np.repeat(seen[nodes] & split[nodes], 2)
+    below = np.zeros((len(counts), 2**DEPTH + 1))
+    np.cumsum(counts, axis=1, out=below[:, 1:])
+    return Tree(below, seen, split)
+
+
+def leaf_counts(site: Site, groups: int, *, grouped: bool) -> IntArray:
+    """Patients in each leaf of each number's tree, (numbers, groups, 2**16); remembered."""
     numbers, leaves = site.study.numbers, 2**DEPTH
 
-    def compute() -> FloatArray:
+    def compute() -> IntArray:
         counts = np.zeros((len(numbers), groups, leaves), dtype=np.int64)
         for group, columns in _pieces(site, numbers, grouped=grouped):
             for index, name in enumerate(numbers):
@@ -162,19 +201,38 @@ def tree_counts(site: Site, groups: int, *, grouped: bool) -> FloatArray:
                 leaf = np.clip((unit[known] * leaves).astype(np.int64), 0, leaves - 1)
                 cells = np.bincount(group[known] * leaves + leaf, minlength=groups * leaves)
                 counts[index] += cells.reshape(groups, leaves)
-        safe = np.stack([without_small_cells(each, site.minimum_cell) for each in counts])
-        below = np.zeros((len(numbers), groups, leaves + 1))
-        np.cumsum(safe, axis=2, out=below[:, :, 1:])
-        return below
+        return counts
 
-    return site.memo(f"tree counts {grouped}", {}, compute)
+    return site.memo(f"leaf counts {grouped}", {}, compute)
+
+
+def histogram(site: Site, groups: int, bins: int, *, grouped: bool) -> FloatArray:
+    """Patients in equal bins of each number's declared range, small ones moved (see below): (numbers, groups, bins)."""
+    counts = leaf_counts(site, groups, grouped=grouped).reshape(-1, groups, bins, 2**DEPTH // bins).sum(3)
+    if not len(counts):
+        return np.zeros((0, groups, bins))
+    return np.stack([without_small_cells(each, site.minimum_cell) for each in counts]).astype(np.float64)
+
+
+def halves_of(site: Site, groups: int, cells: FloatArray, *, grouped: bool) -> FloatArray:
+    """For each cell (number, level, position): patients in its halves, and undivided, (cells, groups, 3)."""
+    counts = leaf_counts(site, groups, grouped=grouped)
+    number, level, position = cells.astype(np.int64).T
+    level = np.clip(level, 0, DEPTH - 1)
+    position = np.clip(position, 0, 2**level - 1)
+    found = np.zeros((len(cells), groups, 3))
+    for each in np.unique(number):
+        tree = site.memo(f"tree {each} {grouped}", {}, partial(tree_of, counts[each], site.minimum_cell))
+        asked = number == each
+        found[asked] = tree.halves(level[asked], position[asked])
+    return found
 
 
 def without_small_cells(counts: IntArray, minimum: int) -> IntArray:
-    """Leaf counts (groups, leaves), moved so that in every node of the tree every group has nobody or ``minimum``.
+    """Counts of bins (groups, 2**k), moved so that in every node of their tree every group has nobody or ``minimum``.
 
     From the root down: where a half has a group of a few, all who are in the smaller half are counted in the other
-    half, in the leaf next to the border. Totals stay; which patients move depends on the table alone, not on a question.
+    half, in the bin next to the border. Totals stay; which patients move depends on the table alone, not on a question.
     """
     counts, leaves = counts.copy(), counts.shape[1]
     if minimum <= 1:
@@ -194,27 +252,27 @@ def without_small_cells(counts: IntArray, minimum: int) -> IntArray:
     return counts
 
 
-def quarters(below: FloatArray, cells: FloatArray) -> FloatArray:
-    """Patients in the quarters of nodes: (cells, groups, 4). cells: (cells, 3) number, level, position of a node."""
-    number, level, position = cells.astype(np.int64).T
-    width = 2 ** (DEPTH - level)
-    edges = position[:, None] * width[:, None] + np.arange(SPLIT + 1) * width[:, None] // SPLIT
-    at = below[number[:, None], :, np.clip(edges, 0, 2**DEPTH)]  # (cells, 5, groups)
-    return np.asarray(np.diff(at, axis=1).transpose(0, 2, 1))
-
-
 # -- the coordinator's half --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Nodes:
-    """Nodes of numbers' trees: number, level, position, how many patients lie below and inside; (nodes,) each."""
+    """Nodes of numbers' trees in which a patient of a given rank lies; (nodes,) each.
+
+    number, level, position: which node; group: of which group. below, inside: patients who are known to lie below it, and
+    in it; undivided: those of sites that may not divide it, or what it is a part of, who may lie on either side. rank:
+    from 0, over all patients of the group whose number is known. further: whether it can be halved again.
+    """
 
     number: IntArray
+    group: IntArray
     level: IntArray
     position: IntArray
     below: FloatArray
     inside: FloatArray
+    undivided: FloatArray
+    rank: FloatArray
+    further: NDArray[np.bool_]
 
     @property
     def cells(self) -> FloatArray:
@@ -227,40 +285,51 @@ class Nodes:
         width = (high - low) / 2.0**self.level
         return np.stack([low + self.position * width, low + (self.position + 1) * width], 1)
 
-    def take(self, which: IntArray) -> "Nodes":
-        """Some of the nodes."""
-        return Nodes(**{name: values[which] for name, values in vars(self).items()})
-
-    def put(self, which: IntArray, others: "Nodes") -> "Nodes":
-        """The nodes with some of them replaced."""
-        new = {name: values.copy() for name, values in vars(self).items()}
-        for name, values in vars(others).items():
-            new[name][which] = values
-        return Nodes(**new)
+    def values(self, ranges: FloatArray) -> FloatArray:
+        """Where in its node the patient of the rank may be thought to lie, (nodes,)."""
+        low, high = self.edges(ranges).T
+        within = (self.rank - self.below + 0.5) / np.maximum(self.inside + self.undivided, 1.0)
+        return np.asarray(low + (high - low) * np.clip(within, 0.0, 1.0))
 
 
-def containing(nodes: Nodes, counts: FloatArray, rank: FloatArray, minimum: int) -> tuple[Nodes, NDArray[np.bool_]]:
-    """The half or quarter of each node that holds the patient of a rank, where it holds twice the minimum at least.
+def roots(known: FloatArray, shares: Sequence[float]) -> Nodes:
+    """Where the search for quantiles begins: the declared range of every number, group and share. known: (groups, numbers).
 
-    counts (nodes, 4): patients in the quarters. rank (nodes,): from 0, over all patients whose number is known.
-    Returns the nodes, and which of them can be halved further.
+    A quantile is the least value with a share of the patients at or below it (the inverse of the distribution).
     """
-    level, position = nodes.level.copy(), nodes.position.copy()
-    below, inside = nodes.below.copy(), nodes.inside.copy()
-    further = np.zeros(len(level), dtype=bool)
-    for index, each in enumerate(counts):
-        parts: list[tuple[int, FloatArray]] = [(1, each.reshape(2, 2).sum(1)), (2, each)]
-        for deeper, cells in parts:
-            edges = nodes.below[index] + np.concatenate([[0.0], np.cumsum(cells)])
-            place = int(np.searchsorted(edges, rank[index], side="right")) - 1
-            place = min(max(place, 0), len(cells) - 1)
-            if cells[place] < 2 * minimum or nodes.level[index] + deeper > DEPTH:
-                break
-            level[index] = nodes.level[index] + deeper
-            position[index] = nodes.position[index] * len(cells) + place
-            below[index], inside[index] = edges[place], cells[place]
-            further[index] = deeper == 2 and level[index] <= DEPTH - 2
-    return Nodes(nodes.number, level, position, below, inside), further
+    groups, numbers = known.shape
+    number, group, share = (
+        grid.ravel() for grid in np.meshgrid(np.arange(numbers), np.arange(groups), np.array(shares), indexing="ij")
+    )
+    inside = known[group.astype(np.int64), number.astype(np.int64)]
+    rank = np.maximum(np.ceil(share * inside - 1e-9) - 1, 0)
+    zeros = np.zeros(len(number))
+    level = np.zeros(len(number), dtype=np.int64)
+    return Nodes(number.astype(np.int64), group.astype(np.int64), level, level, zeros, inside, zeros, rank, inside > 0)
+
+
+def halved(nodes: Nodes, counts: FloatArray, minimum: int) -> Nodes:
+    """Each node that can be halved, replaced by the half that surely holds its rank, of twice the minimum at least.
+
+    counts: (nodes that can be halved, groups, 3) as ``halves_of`` gives them, summed over sites.
+    """
+    asked = np.flatnonzero(nodes.further)
+    mine = counts[np.arange(len(asked)), nodes.group[asked]]
+    below, undivided = nodes.below[asked], nodes.undivided[asked] + mine[:, 2]
+    rank = nodes.rank[asked]
+    left = (below + undivided <= rank) & (rank < below + mine[:, 0]) & (mine[:, 0] >= 2 * minimum)
+    border = below + mine[:, 0]
+    right = (border + undivided <= rank) & (rank < border + mine[:, 1]) & (mine[:, 1] >= 2 * minimum)
+    chosen = left | right
+    new = {name: values.copy() for name, values in vars(nodes).items()}
+    moved = asked[chosen]
+    new["level"][moved] += 1
+    new["position"][moved] = 2 * nodes.position[moved] + right[chosen]
+    new["below"][moved] = np.where(right, border, below)[chosen]
+    new["inside"][moved] = np.where(right, mine[:, 1], mine[:, 0])[chosen]
+    new["undivided"][moved] = undivided[chosen]
+    new["further"][asked] = chosen & (new["level"][asked] < DEPTH)
+    return Nodes(**new)
 
 
 def suppressed(table: FloatArray, minimum: int) -> FloatArray:
