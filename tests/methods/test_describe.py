@@ -187,7 +187,8 @@ def test_the_bin_of_a_quantile_holds_it_whatever_each_site_divides(
     trees = [tree_of(leaves_of(own, 1, 0), minimum) for own, minimum in zip(sites, minima, strict=True)]
     nodes = roots(np.array([[float(len(leaves))]]), [share])
     while nodes.further.any():
-        nodes = halved(nodes, sum(tree.halves(nodes.level, nodes.position) for tree in trees), 1)
+        told = sum(tree.halves(nodes.level, nodes.position) for tree in trees)
+        nodes = halved(nodes, np.array([0]), told, 1)
     low, high = nodes.edges(np.array([[0.0, 2.0**DEPTH]]))[0]
     assert low <= np.quantile(leaves, share, method="inverted_cdf") < high
 

@@ -21,6 +21,7 @@ from medfed.methods.summaries import (
     DEPTH,
     LEAST_SCALE,
     Nodes,
+    cells_at_once,
     halved,
     halves_of,
     histogram,
@@ -155,9 +156,10 @@ class Describe:
         if state.rounds == 0:
             return self._begin(federation, state)
         nodes = Nodes(**state.nodes)
-        total = federation.roster(state.sites).sum(half_counts, cells=nodes.cells[nodes.further])
+        asked = np.flatnonzero(nodes.further)[: cells_at_once(state.patients, len(state.sites), 1)]
+        total = federation.roster(state.sites).sum(half_counts, cells=nodes.cells[asked])
         refuse_other_sites(state.sites, list(total.sites))
-        nodes = halved(nodes, total["halves"][:, None], int(state.study["minimum"]))
+        nodes = halved(nodes, asked, total["halves"][:, None], int(state.study["minimum"]))
         return replace(state, rounds=state.rounds + 1, nodes=vars(nodes))
 
     def _begin(self, federation: Federation, state: DescribeState) -> DescribeState:

@@ -22,6 +22,7 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 DEPTH = 16
+MOST_CELLS = 2048
 LEAST_SCALE = 1e-3  # of the declared range
 
 
@@ -308,12 +309,16 @@ def roots(known: FloatArray, shares: Sequence[float]) -> Nodes:
     return Nodes(number.astype(np.int64), group.astype(np.int64), level, level, zeros, inside, zeros, rank, inside > 0)
 
 
-def halved(nodes: Nodes, counts: FloatArray, minimum: int) -> Nodes:
-    """Each node that can be halved, replaced by the half that surely holds its rank, of twice the minimum at least.
+def cells_at_once(patients: float, sites: int, groups: int) -> int:
+    """How many nodes may be asked for in one call: the answer has fewer numbers than half an average site has patients."""
+    return int(np.clip(patients / (6 * groups * max(sites, 1)), 8, MOST_CELLS))
 
-    counts: (nodes that can be halved, groups, 3) as ``halves_of`` gives them, summed over sites.
+
+def halved(nodes: Nodes, asked: NDArray[np.intp], counts: FloatArray, minimum: int) -> Nodes:
+    """Nodes with those that were asked for replaced by the half that surely holds their rank, of twice the minimum at least.
+
+    counts: (asked, groups, 3) as ``halves_of`` gives them, summed over sites.
     """
-    asked = np.flatnonzero(nodes.further)
     mine = counts[np.arange(len(asked)), nodes.group[asked]]
     below, undivided = nodes.below[asked], nodes.undivided[asked] + mine[:, 2]
     rank = nodes.rank[asked]
