@@ -120,7 +120,7 @@ def clustered_terms(site: Site, **inputs: FloatArray) -> Out:
 )
 def gamma_likelihood(site: Site, **inputs: FloatArray) -> Out:
     """Log-likelihood of a gamma model at its dispersion, nats."""
-    frequency = site.settings["weights"] == "frequency"
+    frequency = site.settings.get("weights") == "frequency"
     dispersion = float(inputs["dispersion"])
 
     def log_likelihood(at: At) -> float:

@@ -51,7 +51,7 @@ def evaluated(
     def read(work: Callable[[Block], S]) -> Iterator[S]:
         return over_blocks(site, inputs["centre"], inputs["scale"], work, view=view)
 
-    if site.settings["site_effects"]:
+    if site.settings.get("site_effects"):
 
         def without_x(block: Block) -> tuple[FloatArray, FloatArray, FloatArray]:
             eta, y = eta_and_outcome(block)
@@ -134,7 +134,7 @@ def accumulated(site: Site, inputs: Mapping[str, FloatArray], *, shape: bool, vi
             sum_of: FloatArray = getattr(total, name)
             sum_of += getattr(found, name)
     score, information, fit = total.score, total.information, total.fit
-    if site.settings["site_effects"]:
+    if site.settings.get("site_effects"):
         score, information = _without_intercept(score, information)
     fit[3:6] = (view or site.table).rows, *weight_sums(site)
     release = {"score": score[:q], "information": upper(information[:q, :q]), "fit": fit}
@@ -148,8 +148,8 @@ def accumulated(site: Site, inputs: Mapping[str, FloatArray], *, shape: bool, vi
 def sandwich(site: Site, inputs: Mapping[str, FloatArray], *, clustered: bool) -> Out:
     """Bread and meat of a sandwich at given coefficients; one cluster is the site."""
     q, alpha = len(inputs["beta"]), float(np.exp(inputs["log_alpha"]))
-    shape = site.settings["family"] == "negative_binomial" and not site.settings["alpha"]
-    own = bool(site.settings["site_effects"])
+    shape = site.settings["family"] == "negative_binomial" and not site.settings.get("alpha")
+    own = bool(site.settings.get("site_effects"))
     m = q + shape
 
     def scores(at: At) -> FloatArray:
@@ -202,4 +202,4 @@ def sandwich(site: Site, inputs: Mapping[str, FloatArray], *, clustered: bool) -
 
 def _outer(site: Site, at: At, each: FloatArray) -> FloatArray:
     # A row that stands for w patients (a frequency) adds its score w times, not w squared times.
-    return (each / at.weight if site.settings["weights"] == "frequency" else each) @ each.T
+    return (each / at.weight if site.settings.get("weights") == "frequency" else each) @ each.T
