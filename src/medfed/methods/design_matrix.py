@@ -48,12 +48,13 @@ class Rows:
 
 @dataclass(frozen=True)
 class Block:
-    """x (terms, b) standardised; y (b,); offset (b,) or 0; weight (b,) or 1."""
+    """x (terms, b) standardised; y (b,); offset (b,) or 0; weight (b,) or 1; arm (b,) level index, where it was asked for."""
 
     x: FloatArray
     y: FloatArray
     offset: FloatArray | float
     weight: FloatArray | float
+    arm: FloatArray
 
 
 def formula_ranges(study: Study, variant: str | None) -> tuple[FloatArray, FloatArray, NDArray[np.bool_]]:
@@ -73,35 +74,37 @@ def over_blocks(
     scale: FloatArray,
     function: Callable[[Block], T],
     *,
-    response: str = "outcome",
+    with_arm: bool = False,
     view: View | None = None,
 ) -> Iterator[T]:
     """``function`` of every block of the site's rows, in the table's order. A large table is read in pieces, and
     several pieces are worked on at once.
 
-    response: "outcome", or "arm" for its level index. view: other rows than all that the step reads.
+    view: other rows than all that the step reads.
     """
     study, formula = site.study, site.study.formula(site.variant)
     view = view or site.table
+    needed = [*formula.variables, *([study.arm] if with_arm and study.arm else [])]
 
     def block(rows: Rows) -> Block:
-        return Block(_design(study, formula, rows.part, centre, scale), rows.y, rows.offset, rows.weight)
+        arm = np.asarray(rows.part["arm"] if with_arm else 0.0, dtype=np.float64)
+        return Block(_design(study, formula, rows.part, centre, scale), rows.y, rows.offset, rows.weight, arm)
 
     if view is site.table and view.rows * len(formula.columns) <= REMEMBERED:
         inputs = {"centre": centre, "scale": scale}
         # A step may ask for several passes, and the next round asks for the same design.
         remembered = site.memo(
-            f"design {response} {site.variant}",
+            f"design {with_arm} {site.variant}",
             inputs,
-            lambda: [block(rows) for piece in _pieces(site, view, response) for rows in _split(site, piece, response)],
+            lambda: [block(rows) for piece in _pieces(site, view, needed) for rows in _split(site, piece)],
         )
         yield from map(function, remembered)
         return
 
     def work(piece: dict[str, NDArray[Any]]) -> list[T]:
-        return [function(block(rows)) for rows in _split(site, piece, response)]
+        return [function(block(rows)) for rows in _split(site, piece)]
 
-    for found in in_order(_pieces(site, view, response), work, rows=view.rows):
+    for found in in_order(_pieces(site, view, needed), work, rows=view.rows):
         yield from found
 
 
@@ -133,29 +136,24 @@ def first_rows(site: Site, stage: int) -> View | None:
     return site.table.between(0, cuts[stage]) if safe else None
 
 
-def _pieces(
-    site: Site, view: View, response: str, variables: Sequence[str] | None = None
-) -> Iterator[dict[str, NDArray[Any]]]:
-    """The columns that the design needs, as stored, in pieces. variables: those of some of its columns only."""
-    study, weight = site.study, site.study.weight
-    formula = study.formula(site.variant)
-    names = formula.variables if variables is None else variables
-    if variables is not None and formula.offset:
-        names = [*variables, formula.offset.variable]
-    wanted = list(dict.fromkeys(_stored_as(study, name) for name in names))
-    wanted += [name for name in (response, weight) if name and name not in wanted]
+def _pieces(site: Site, view: View, variables: Sequence[str]) -> Iterator[dict[str, NDArray[Any]]]:
+    """Some variables, the outcome, weight and offset, as stored, in pieces."""
+    study = site.study
+    offset = study.formula(site.variant).offset
+    names = [*variables, *([offset.variable] if offset else []), *([study.weight] if study.weight else [])]
+    wanted = list(dict.fromkeys([*(_stored_as(study, name) for name in names), "outcome"]))
     for piece in view.batches(wanted, PIECE):
         yield dict(zip(wanted, piece, strict=True))
 
 
-def _split(site: Site, piece: dict[str, NDArray[Any]], response: str) -> Iterator[Rows]:
+def _split(site: Site, piece: dict[str, NDArray[Any]]) -> Iterator[Rows]:
     study, weight = site.study, site.study.weight
     offset = study.formula(site.variant).offset
-    for start in range(0, len(piece[response]), BLOCK):
+    for start in range(0, len(piece["outcome"]), BLOCK):
         part = {name: array[start : start + BLOCK] for name, array in piece.items()}
         yield Rows(
             part,
-            y=np.asarray(part[response], dtype=np.float64),
+            y=np.asarray(part["outcome"], dtype=np.float64),
             offset=_values(study, offset, part) if offset else 0.0,
             weight=part[weight] if weight else 1.0,
         )
@@ -288,7 +286,7 @@ def formula_moments(site: Site, *, about: FloatArray) -> Out:
 
     def moments_of(piece: dict[str, NDArray[Any]], which: list[int]) -> FloatArray:
         each = np.zeros((4, len(low)))
-        for rows in _split(site, piece, "outcome"):
+        for rows in _split(site, piece):
             for index in which:
                 values = np.broadcast_to(np.asarray(column_values(study, columns[index], rows.part)), rows.y.shape)
                 unit = (values - low[index]) * (1.0 / (high[index] - low[index])) - about[index]
@@ -301,7 +299,7 @@ def formula_moments(site: Site, *, about: FloatArray) -> Out:
 
     def all_of(piece: dict[str, NDArray[Any]]) -> tuple[FloatArray, FloatArray, FloatArray]:
         whole, unusable = np.zeros(5), np.zeros(3)
-        for rows in _split(site, piece, "outcome"):
+        for rows in _split(site, piece):
             weight = np.broadcast_to(np.asarray(rows.weight, dtype=np.float64), rows.y.shape)
             offset = np.broadcast_to(np.asarray(rows.offset, dtype=np.float64), rows.y.shape)
             wrong = (not (weight > 0).all(), not is_possible(family, rows.y), not np.isfinite(offset).all())
@@ -314,12 +312,15 @@ def formula_moments(site: Site, *, about: FloatArray) -> Out:
 
     each, whole, unusable = np.zeros((4, len(low))), np.zeros(5), np.zeros(3)
     needed = [factor.variable for index in everywhere for factor, _ in columns[index].parts]
-    for found in in_order(_pieces(site, site.table, "outcome", needed), all_of, rows=site.table.rows):
+    for found in in_order(_pieces(site, site.table, needed), all_of, rows=site.table.rows):
         each += found[0]
         whole += found[1]
         unusable = np.maximum(unusable, found[2])
     if head is not None:
-        each += sum(moments_of(piece, plain) for piece in _pieces(site, head, "outcome"))
+        each += sum(
+            moments_of(piece, plain)
+            for piece in _pieces(site, head, [columns[index].parts[0][0].variable for index in plain])
+        )
     return Out(
         {
             "sums": each[0], "squares": each[1], "known": each[2], "events": each[3],
