@@ -240,7 +240,7 @@ class SiteStore:
                 if site in over:
                     continue
                 head = heads[site]
-                payload, spent, size = hashlib.sha256(data).hexdigest(), head.spent + cost, len(data)
+                payload, spent, size = file or hashlib.sha256(data).hexdigest(), head.spent + cost, len(data)
                 hash_ = row_hash(
                     head.hash, site, head.number + 1, "release", call.key, call.study, call.part, "", digests[site],
                     payload, size, amount, cost, spent, at,
