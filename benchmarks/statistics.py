@@ -181,7 +181,9 @@ def main() -> None:
                 if name not in best or found["seconds"] < best[name]["seconds"]:
                     best[name] = found
     print(f"{given.rows:,} rows x {FEATURES} at {SITES} sites, loading included, {os.cpu_count()} cores\n")
-    print(f"{'':<32}{'seconds':>9}{'CPU s':>8}{'peak GB':>9}  largest difference in a coefficient, and in a standard error")
+    print(
+        f"{'':<32}{'seconds':>9}{'CPU s':>8}{'peak GB':>9}  largest difference in a coefficient, and in a standard error"
+    )
     for name, found in best.items():
         line = f"{NAMES[name]:<32}{found['seconds']:>9.1f}{found['cpu']:>8.1f}{found['peak']:>9.2f}"
         if name != "medfed" and "medfed" in best:

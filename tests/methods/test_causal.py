@@ -22,13 +22,12 @@ Parts = dict[str, pd.DataFrame]
 COVARIATES = ["married", "mage", "prenatal", "first"]
 
 
-@pytest.fixture(scope="module")
-def births() -> pd.DataFrame:
+def read_births() -> pd.DataFrame | None:
     """Birth weights of 4,642 children in Pennsylvania and whether their mothers smoked (Cattaneo 2010)."""
-    folder = Path(statsmodels.__file__).parent / "treatment" / "tests" / "results"
-    if not (folder / "cataneo2.csv").exists():
-        pytest.skip("this statsmodels comes without the data of its tests")
-    raw = pd.read_csv(folder / "cataneo2.csv")
+    path = Path(statsmodels.__file__).parent / "treatment" / "tests" / "results" / "cataneo2.csv"
+    if not path.exists():
+        return None
+    raw = pd.read_csv(path)
     return pd.DataFrame(
         {
             "weight": raw["bweight"].astype(float),
@@ -40,6 +39,14 @@ def births() -> pd.DataFrame:
             "first": np.where(raw["fbaby_"] > 0, "yes", "no"),
         }
     )
+
+
+@pytest.fixture(scope="module")
+def births() -> pd.DataFrame:
+    found = read_births()
+    if found is None:
+        pytest.skip("this statsmodels comes without the data of its tests")
+    return found
 
 
 def variables_of(outcome: str) -> dict[str, Any]:
