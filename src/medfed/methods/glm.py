@@ -62,8 +62,9 @@ _MEAT = {
 def glm_terms(site: Site, **inputs: FloatArray) -> Out:
     """Score and expected information of a generalised linear model at given coefficients, and how well it fits.
 
-    score (terms,), information (terms (terms + 1) / 2,); fit: log-likelihood (nats), deviance, Pearson's statistic,
-    rows, their weights, log weights, weighted outcomes and squares of these. With site effects the site's intercept is maximised over and eliminated.
+    score (terms,), information (terms (terms + 1) / 2,); fit: log-likelihood (nats), deviance, Pearson's statistic, rows,
+    their weights, log weights, weighted outcomes and squares of these. With site effects the site's intercept is
+    maximised over and eliminated.
     """
     return accumulated(site, inputs, shape=False)
 
@@ -107,7 +108,7 @@ def clustered_terms(site: Site, **inputs: FloatArray) -> Out:
     """The square of the site's summed score, formed at the site, for standard errors clustered by site.
 
     As ``robust_terms``, with (sum of s) (sum of s)' in place of the sum of squares. Under secure sums the coordinator
-    sees the total over the sites: a matrix of at most as many dimensions as sites, which does not name a site's score.
+    sees the total over the sites, which with many sites says nothing of one; with three or four it narrows them down.
     """
     return sandwich(site, inputs, clustered=True)
 
@@ -135,8 +136,7 @@ class GlmState:
     """theta (m,): coefficients of standardised columns, then log alpha where it is estimated; step (m,): the last change.
 
     objective: penalised log-likelihood before that change. task: which fit (all terms, none, all but one, errors).
-    fits: what each finished task found. curve: objective of each round. patients: rows
-    at the start; stage: which share of a large consortium's rows the next round is over.
+    fits: what each finished task found. curve: objective of each round. patients: rows at the start; stage: which share of a large consortium's rows the next round is over.
     """
 
     formula: str
