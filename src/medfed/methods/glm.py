@@ -136,7 +136,8 @@ class GlmState:
     """theta (m,): coefficients of standardised columns, then log alpha where it is estimated; step (m,): the last change.
 
     objective: penalised log-likelihood before that change. task: which fit (all terms, none, all but one, errors).
-    fits: what each finished task found. curve: objective of each round. patients: rows at the start; stage: which share of a large consortium's rows the next round is over.
+    fits: what each finished task found. curve: objective of each round. patients: rows at the start; stage: which share
+    of a large consortium's rows the next round is over.
     """
 
     formula: str

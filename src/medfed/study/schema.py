@@ -292,7 +292,7 @@ class Study(Declared):
         """
         sizes: dict[str, int | tuple[int]] = {
             "p": len(self.design.columns),
-            "terms": (max(len(self.formula(variant).columns) for variant in (None, *self.variants)),),
+            "terms": (max(self._terms(variant) for variant in (None, *self.variants)),),
             "numbers": len(self.numbers),
             "levels": len(self.levels),
             "cells": (2048,),
@@ -304,6 +304,13 @@ class Study(Declared):
         if self.arm:
             sizes["arms"] = len(self.variables[self.arm].codes or ())
         return sizes
+
+    def _terms(self, variant: str | None) -> int:
+        """How many columns a formula has; of the one that stands where none is given, without building them."""
+        if self.settings_of(variant).get("formula"):
+            return len(self.formula(variant).columns)
+        named = [variable for variable in self.variables.values() if variable.role in ("arm", "covariate")]
+        return 1 + sum(len(v.codes or ()) - 1 + (v.missing == "unknown") if v.type == "code" else 1 for v in named)
 
     @property
     def rows_at_most(self) -> int:
