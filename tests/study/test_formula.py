@@ -108,7 +108,7 @@ def test_levels_are_the_declared_ones_and_the_reference_comes_from_study_or_form
 
 
 def test_the_formula_that_stands_where_none_is_given_has_the_width_that_sizes_say() -> None:
-    assert study().sizes["terms"] == (len(study().formula().columns),) == (7,)
+    assert study().sizes["terms"] == (len(study().formula().columns),) == (8,)
     many = {f"x{i}": {**VARIABLES["age"], "meaning": "m"} for i in range(600)}
     assert study(variables={"event": VARIABLES["event"], **many}).sizes["terms"] == (601,)
 
