@@ -61,7 +61,7 @@ class View:
         self._cache: dict[str, NDArray[Any]] = {}
         self.part = part
         self.rows = table.rows if rows is None else len(rows)
-        self.row_pseudonyms = table.row_pseudonyms if rows is None else table.row_pseudonyms[rows]
+        self.row_pseudonyms = table.row_pseudonyms if rows is None else table.row_pseudonyms[_places(rows)]
         self.row_pseudonyms.setflags(write=False)
         self._pseudonyms: NDArray[np.uint64] | None = None
 
@@ -146,10 +146,17 @@ class View:
             piece["fold"] = table.part_index[start:stop]
             if self._rows is not None:
                 first, last = np.searchsorted(self._rows, [start, stop])
-                here = self._rows[first:last] - start
+                here = _places(self._rows[first:last] - start)
                 piece = {name: column[here] for name, column in piece.items()}
             start = stop
             yield piece
+
+
+def _places(rows: NDArray[np.intp]) -> NDArray[np.intp] | slice:
+    """Ascending row numbers as an index; those without a gap as a slice, which copies nothing."""
+    if len(rows) and int(rows[-1]) - int(rows[0]) == len(rows) - 1:
+        return slice(int(rows[0]), int(rows[-1]) + 1)
+    return rows
 
 
 def _joined(pieces: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from medfed.data.table import View
 from medfed.errors import FederationError
@@ -110,10 +111,10 @@ def over_blocks(
 
 def in_order(items: Iterable[S], function: Callable[[S], T], *, rows: int) -> Iterator[T]:
     """``function`` of every item, in order; of many rows a few at once in threads, whose matrix products keep to them."""
-    if rows <= PIECE:
+    if rows <= BLOCK:
         yield from map(function, items)
         return
-    with ThreadPoolExecutor(AT_ONCE) as pool, threadpool_limits(1, "blas"):
+    with ThreadPoolExecutor(AT_ONCE) as pool, _blas().limit(limits=1, user_api="blas"):
         waiting: deque[Future[T]] = deque()
         for item in items:
             waiting.append(pool.submit(copy_context().run, function, item))
@@ -121,6 +122,12 @@ def in_order(items: Iterable[S], function: Callable[[S], T], *, rows: int) -> It
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+@lru_cache(maxsize=1)
+def _blas() -> ThreadpoolController:
+    """The process's libraries for matrix products, looked up once."""
+    return ThreadpoolController()
 
 
 def first_rows(site: Site, stage: int) -> View | None:
