@@ -20,13 +20,12 @@ from medfed.federation.step import Input, Out, Step, Sum, step
 from medfed.methods.causal_result import assemble
 from medfed.methods.design_matrix import (
     Block,
-    formula_moments,
     formula_ranges,
     over_blocks,
-    scaling,
     smallest_cell,
 )
 from medfed.methods.newton import effective_patients, sigmoid, symmetric, upper
+from medfed.methods.scaling import formula_moments, scaling
 from medfed.methods.solve import newton_step, refuse_collinear
 from medfed.methods.summaries import without_small_cells
 from medfed.study import Study

@@ -22,16 +22,15 @@ from medfed.methods.design_matrix import (
     LARGE,
     SHARES,
     first_rows,
-    formula_moments,
     formula_ranges,
-    scaling,
     smallest_cell,
 )
 from medfed.methods.families import FAMILIES, gamma_log_likelihood, has_free_dispersion, link
-from medfed.methods.glm_result import assemble, patients_weight
-from medfed.methods.glm_sums import At, accumulated, evaluated, sandwich
-from medfed.methods.newton import symmetric
-from medfed.methods.solve import kkt_residual, lasso_step, newton_step, refuse_collinear
+from medfed.methods.glm_result import assemble, null_fit, patients_weight
+from medfed.methods.glm_sums import At, accumulated, evaluated, sandwich, score_and_information
+from medfed.methods.scaling import formula_moments, scaling
+from medfed.methods.solve import kkt_residual, lasso_step, newton_step, refuse_singular, separated
+from medfed.methods.summaries import refuse_other_sites
 from medfed.study import Study
 from medfed.study.design import Formula
 from medfed.study.formula import default_formula, parse_formula
@@ -293,7 +292,7 @@ class Glm:
         }
 
     def _round(self, federation: Federation, state: GlmState, name: str, free: NDArray[np.bool_]) -> GlmState:
-        q, theta = len(state.names), state.theta
+        q, theta, curved = len(state.names), state.theta, self.family != "gaussian"
         try:
             if sampled := state.stage < ALL_ROWS:
                 total = federation.sum(glm_start_terms, stage=state.stage, **self._inputs(state, theta))
@@ -301,11 +300,11 @@ class Glm:
                 total = federation.sum(self.steps[1], **self._inputs(state, theta))
         except FederationError:
             # Where an outcome is separated the sums come to rest on a few patients, and sites hold them back.
-            if self.family != "gaussian" and np.abs(theta[1:q]).max(initial=0.0) > 3 and state.change > 0.3:
-                raise self._separated(state, theta) from None
+            if curved and np.abs(theta[1:q]).max(initial=0.0) > 3 and state.change > 0.3:
+                raise separated(state.names, theta) from None
             raise
         share = state.patients / float(total["fit"][3]) if sampled else 1.0
-        score, information = (share * found for found in self._derivatives(total, len(theta)))
+        score, information = (share * found for found in score_and_information(total.values, len(theta)))
         penalty = np.where((np.arange(len(theta)) > 0) & (np.arange(len(theta)) < q), 1.0, 0.0)
         l1, l2 = self.l1 * penalty, self.l2 * penalty
         objective = float(share * total["fit"][0] - l1 @ np.abs(theta) - 0.5 * l2 @ (theta * theta))
@@ -322,36 +321,27 @@ class Glm:
             if not settled:
                 change[free] = lasso_step(theta[free], score[free], information[inside], l1[free], l2[free])
         else:
-            self._refuse_singular(state, information + np.diag(l2), free)
+            refuse_singular(state.names, theta, information + np.diag(l2), free, curved=curved)
             change[free] = newton_step(
                 theta[free], score[free], information[inside], l2[free], shape=self.estimates_alpha
             )
-            if self.family != "gaussian":  # far from the maximum a full step may leave everything that a site accepts
+            if curved:  # far from the maximum a full step may leave everything that a site accepts
                 change *= min(1.0, 4.0 / max(float(np.abs(change).max()), 1e-300))
             settled = self._is_settled(float(np.abs(change).max()), state.change)
         new = theta + change
-        if sampled and np.abs(change).max() < 1e-2:
+        if sampled and np.abs(change).max() < (0.1 if state.stage else 1e-2):
             return self._limited(replace(state, theta=new, objective=-1e300, stage=state.stage + 1))
-        if self.family != "gaussian" and np.abs(new[1:q]).max(initial=0.0) > 25:
-            raise self._separated(state, new)
+        if curved and np.abs(new[1:q]).max(initial=0.0) > 25:
+            raise separated(state.names, new)
         if self.estimates_alpha and new[q] < -14:
             raise FederationError("the counts are not overdispersed, alpha goes to 0; choose the family poisson")
-        if not settled or not (steady or self.family == "gaussian" or not change.any()):
+        if not settled or not (steady or not curved or not change.any()):
             size = float(np.abs(change).max())
             return self._limited(replace(state, theta=new, step=change, objective=objective, change=size))
-        fits = {
-            **state.fits,
-            name: {
-                "theta": new,
-                "information": information,
-                "fit": total["fit"],
-                "kkt": kkt,
-                "rounds": state.rounds,
-                "sites": sites,
-            },
-        }
-        self._refuse_others(fits["all"]["sites"], sites)
-        if (null := self._null(state, total["fit"])) is not None and name == "all":
+        found = {"theta": new, "information": information, "fit": total["fit"], "kkt": kkt}
+        fits = {**state.fits, name: {**found, "rounds": state.rounds, "sites": sites}}
+        refuse_other_sites(fits["all"]["sites"], sites)
+        if name == "all" and (null := null_fit(self, state.formula, total["fit"])) is not None:
             fits["null"] = null
         tasks, task = self.tasks(state.terms), state.task + 1
         while tasks[task][0] in fits:
@@ -361,23 +351,6 @@ class Glm:
             objective=-1e300, change=1e300, fits=fits,
         )  # fmt: skip
 
-    def _null(self, state: GlmState, fit: FloatArray) -> dict[str, Any] | None:
-        """The fit without terms, where the sums already tell it: an intercept that is a mean."""
-        weight, outcomes, squares = float(fit[4]), float(fit[6]), float(fit[7])
-        if (
-            self.penalised
-            or self.site_effects
-            or "offset(" in state.formula
-            or self.family not in ("binomial", "gaussian")
-        ):
-            return None
-        mean = outcomes / weight
-        if self.family == "binomial":
-            deviance = -2.0 * weight * (mean * np.log(mean) + (1 - mean) * np.log1p(-mean))
-        else:
-            deviance = squares - weight * mean * mean
-        return {"fit": np.array([-0.5 * deviance, deviance])}
-
     def _is_settled(self, change: float, before: float) -> bool:
         """Whether the information, of the coefficients before this change, and the coefficients after it are final.
 
@@ -386,25 +359,6 @@ class Glm:
         share = min(change / before, 0.9)
         return change < self.tolerance and change * share / (1 - share) < 1e-3 * self.tolerance
 
-    def _derivatives(self, total: Any, m: int) -> tuple[FloatArray, FloatArray]:
-        """Score (m,) and information (m, m) from a total; log alpha last."""
-        q = m - self.estimates_alpha
-        score, information = np.zeros(m), np.zeros((m, m))
-        score[:q], information[:q, :q] = total["score"], symmetric(total["information"], q)
-        if self.estimates_alpha:
-            score[q] = total["shape"][1, q]
-            information[q], information[:, q] = total["shape"][0], total["shape"][0]
-        return score, information
-
-    def _refuse_singular(self, state: GlmState, information: FloatArray, free: NDArray[np.bool_]) -> None:
-        columns = np.flatnonzero(free[: len(state.names)])
-        try:
-            refuse_collinear([state.names[index] for index in columns], information[np.ix_(columns, columns)])
-        except FederationError:
-            if self.family != "gaussian" and np.abs(state.theta[1 : len(state.names)]).max(initial=0.0) > 8:
-                raise self._separated(state, state.theta) from None
-            raise
-
     def _limited(self, state: GlmState) -> GlmState:
         if state.rounds >= self.most_rounds:
             raise FederationError(
@@ -412,14 +366,6 @@ class Glm:
                 "sites that come and go, or near-separation, keep it moving: raise most_rounds or set an l2 penalty"
             )
         return state
-
-    @staticmethod
-    def _separated(state: GlmState, theta: FloatArray) -> FederationError:
-        steepest = state.names[1 + int(np.abs(theta[1 : len(state.names)]).argmax())]
-        return FederationError(
-            f"the fit runs away: {steepest!r} separates the outcome perfectly, or nearly so; leave it out, merge its "
-            "levels, or set an l2 penalty"
-        )
 
     def _errors(self, federation: Federation, state: GlmState) -> dict[str, Any]:
         """What needs the final coefficients: sandwiches, and the gamma model's likelihood."""
@@ -433,24 +379,16 @@ class Glm:
             unit = spread * max(1.0, 1e-6 * float(fit["fit"][3]))
             total = federation.sum(asked, unit=unit, **inputs)
             found[kind] = {name: total[name] for name in ("information", "meat", "shape")}
-            self._refuse_others(fit["sites"], total.sites)
+            refuse_other_sites(fit["sites"], total.sites)
             if kind == "site" and len(total.sites) < 2:
                 raise FederationError("errors clustered by site need at least two sites; use HC0")
             found[kind]["unit"] = unit
         if self.family == "gamma" and not self.penalised:
             freedom = patients_weight(self, fit["fit"]) - len(state.names) + self.site_effects * (1 - len(fit["sites"]))
             total = federation.sum(gamma_likelihood, dispersion=float(fit["fit"][2]) / freedom, **inputs)
-            self._refuse_others(fit["sites"], total.sites)
+            refuse_other_sites(fit["sites"], total.sites)
             found["log_likelihood"] = float(total["log_likelihood"])
         return found
-
-    @staticmethod
-    def _refuse_others(before: Sequence[str], now: Sequence[str]) -> None:
-        if list(before) != list(now):
-            raise FederationError(
-                f"the fit is of {', '.join(before)}, what was asked after it of {', '.join(now)}; start a new run when all of "
-                "them answer"
-            )
 
     def done(self, state: GlmState) -> bool:
         return "errors" in state.fits

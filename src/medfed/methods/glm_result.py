@@ -93,6 +93,23 @@ def patients_weight(method: "Glm", sums: FloatArray) -> float:
     return float(sums[4] if method.weights == "frequency" else sums[3])
 
 
+def null_fit(method: "Glm", formula: str, sums: FloatArray) -> dict[str, Any] | None:
+    """The fit without terms, where the sums of the fit with them tell it: an intercept that is a mean. Else None.
+
+    sums: "fit" of a total of ``glm_terms``.
+    """
+    weight, outcomes, squares = float(sums[4]), float(sums[6]), float(sums[7])
+    other = method.penalised or method.site_effects or "offset(" in formula
+    if other or method.family not in ("binomial", "gaussian"):
+        return None
+    mean = outcomes / weight
+    if method.family == "binomial":
+        deviance = -2.0 * weight * (mean * np.log(mean) + (1 - mean) * np.log1p(-mean))
+    else:
+        deviance = squares - weight * mean * mean
+    return {"fit": np.array([-0.5 * deviance, deviance])}
+
+
 def _to_study_units(state: "GlmState", theta: FloatArray, *, shape: int) -> FloatArray:
     """(m, m): from changes of standardised coefficients (and log alpha) to changes in study units (and alpha)."""
     q = len(state.names)

@@ -16,7 +16,7 @@ from medfed.federation.site import Site
 from medfed.federation.step import Out
 from medfed.methods.design_matrix import Block, over_blocks, smallest_cell
 from medfed.methods.families import Derivatives, derivatives, pearson, shape_derivatives, site_effect
-from medfed.methods.newton import upper
+from medfed.methods.newton import symmetric, upper
 
 FloatArray = NDArray[np.float64]
 S = TypeVar("S")
@@ -143,6 +143,17 @@ def accumulated(site: Site, inputs: Mapping[str, FloatArray], *, shape: bool, vi
     summed, squares = total.weights
     rests_on = summed * summed / squares if squares > 0 else np.inf
     return Out(release, effective_patients=min(rests_on, smallest_cell(site)))
+
+
+def score_and_information(total: Mapping[str, FloatArray], m: int) -> tuple[FloatArray, FloatArray]:
+    """Score (m,) and information (m, m) from a total of ``accumulated``; log alpha last, where it is among them."""
+    q = len(total["score"])
+    score, information = np.zeros(m), np.zeros((m, m))
+    score[:q], information[:q, :q] = total["score"], symmetric(total["information"], q)
+    if m > q:
+        score[q] = total["shape"][1, q]
+        information[q], information[:, q] = total["shape"][0], total["shape"][0]
+    return score, information
 
 
 def sandwich(site: Site, inputs: Mapping[str, FloatArray], *, clustered: bool) -> Out:

@@ -46,6 +46,31 @@ def refuse_collinear(names: Sequence[str], information: FloatArray) -> None:
     )
 
 
+def separated(names: Sequence[str], theta: FloatArray) -> FederationError:
+    """The sentence for a fit whose coefficients grow without end; the steepest column is named, the intercept is none."""
+    steepest = names[1 + int(np.abs(theta[1 : len(names)]).argmax())]
+    return FederationError(
+        f"the fit runs away: {steepest!r} separates the outcome perfectly, or nearly so; leave it out, merge its levels, or "
+        "set an l2 penalty"
+    )
+
+
+def refuse_singular(
+    names: Sequence[str], theta: FloatArray, information: FloatArray, free: NDArray[np.bool_], *, curved: bool
+) -> None:
+    """Raise FederationError for free columns that are collinear; or separated, where information vanished on the way.
+
+    theta, free (m,), information (m, m) begin with the columns of ``names``. curved: whether information depends on theta.
+    """
+    columns = np.flatnonzero(free[: len(names)])
+    try:
+        refuse_collinear([names[int(index)] for index in columns], information[np.ix_(columns, columns)])
+    except FederationError:
+        if curved and np.abs(theta[1 : len(names)]).max(initial=0.0) > 8:
+            raise separated(names, theta) from None
+        raise
+
+
 def newton_step(
     theta: FloatArray, score: FloatArray, information: FloatArray, l2: FloatArray, *, shape: bool = False
 ) -> FloatArray:
