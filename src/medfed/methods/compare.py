@@ -19,7 +19,7 @@ from medfed.federation.step import Step
 from medfed.language import number, translator
 from medfed.methods.summaries import DEPTH, cells_at_once, refuse_other_sites
 from medfed.methods.table_one import declared, group_counts, group_halves, group_powers, summed
-from medfed.methods.tables import p_value, text_table
+from medfed.methods.tables import Shown, p_value, text_of
 from medfed.study import Study
 
 FloatArray = NDArray[np.float64]
@@ -118,6 +118,7 @@ class Compare:
         return {
             "by": study["by"],
             "groups": groups,
+            "patients": table["patients"],
             "rows": [{**_EMPTY, **row} for row in rows],
             "minimum_cell": minimum,
             "sites": list(table["sites"]),
@@ -253,6 +254,10 @@ class Comparison:
 
     def summary(self, lang: str = "en") -> str:
         """The tests as a text table."""
+        return text_of(self.tables(lang))
+
+    def tables(self, lang: str = "en") -> list[Shown]:
+        """What ``summary`` prints, for pages as well."""
         _ = translator(lang)
         values = self.values
         names = {
@@ -271,4 +276,4 @@ class Comparison:
             freedom = "" if np.isnan(row["freedom"]) else number(row["freedom"], 1)
             statistic = "" if np.isnan(row["statistic"]) else number(row["statistic"], 3)
             rows.append([row["variable"], names[row["test"]], statistic, freedom, p_value(row["p"]), estimate])
-        return text_table(facts, ["", _("test"), _("statistic"), _("df"), "P", _("estimate")], rows)
+        return [Shown(facts, ["", _("test"), _("statistic"), _("df"), "P", _("estimate")], rows)]

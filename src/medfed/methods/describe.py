@@ -36,7 +36,7 @@ from medfed.methods.summaries import (
     second_look,
     suppressed,
 )
-from medfed.methods.tables import text_table
+from medfed.methods.tables import Shown, text_of
 from medfed.study import Study
 
 FloatArray = NDArray[np.float64]
@@ -288,6 +288,10 @@ class Description:
 
     def summary(self, lang: str = "en") -> str:
         """The description as text tables."""
+        return text_of(self.tables(lang))
+
+    def tables(self, lang: str = "en") -> list[Shown]:
+        """What ``summary`` prints, for pages as well."""
         _ = translator(lang)
         values = self.values
         fewer = f"<{values['minimum_cell']}"
@@ -313,13 +317,13 @@ class Description:
             rows.append(cells)
         header = ["", _("known"), _("missing"), _("mean"), _("SD")]
         header += [_("{percent} quantile (its bin)").format(percent=percent(share, 0)) for share in shares]
-        text = text_table(facts, header, rows)
+        shown = Shown(facts, header, rows)
         coded = [
             [row["variable"], row["code"] or _("missing"), count(row["patients"]), percent(row["share"])]
             for _index, row in self.levels().iterrows()
             if row["code"] or row["patients"]
         ]
-        return text + "\n\n" + text_table([], [_("Variable"), _("code"), _("Patients"), _("share")], coded)
+        return [shown, Shown([], [_("Variable"), _("code"), _("Patients"), _("share")], coded)]
 
 
 def _named(levels: list[list[str]], places: list[int]) -> NDArray[np.bool_]:

@@ -36,7 +36,7 @@ from medfed.methods.summaries import (
     second_look,
     suppressed,
 )
-from medfed.methods.tables import text_table
+from medfed.methods.tables import Shown, text_of
 from medfed.study import Study
 
 FloatArray = NDArray[np.float64]
@@ -289,6 +289,10 @@ class Table1:
 
     def summary(self, lang: str = "en") -> str:
         """The table as text: mean (SD), or patients (share)."""
+        return text_of(self.tables(lang))
+
+    def tables(self, lang: str = "en") -> list[Shown]:
+        """What ``summary`` prints, for pages as well."""
         _ = translator(lang)
         values, groups = self.values, list(self.values["groups"])
         facts = [(_("Sites"), ", ".join(values["sites"]))]
@@ -307,7 +311,7 @@ class Table1:
                 rows.append([str(before), *[""] * len(groups), *smd])
             level = _("missing") if row["level"] == "missing" else str(row["level"])
             rows.append([f"  {level}", *(self._count(row, group) for group in groups), *[""] * len(smd)])
-        return text_table(facts, header, rows)
+        return [Shown(facts, header, rows)]
 
     def _number(self, row: "pd.Series[Any]", group: str, _: Any) -> str:
         text = f"{number(row[f'mean ({group})'], 2)} ({number(row[f'sd ({group})'], 2)})"
