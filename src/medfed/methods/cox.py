@@ -195,7 +195,7 @@ class Cox:
     steps: ClassVar[tuple[Step, ...]] = (moments, follow_up_counts, cox_terms, cox_checks, baseline_here)
 
     def __post_init__(self) -> None:
-        check_settings(self.ties, self.transform, self.tolerance, self.most_rounds)
+        check_settings(self.ties, self.transform, self.tolerance, self.most_rounds, TRANSFORMS)
 
     def start(self, study: Study) -> CoxState:
         q = slopes_in(study)
@@ -206,7 +206,7 @@ class Cox:
 
     def advance(self, federation: Federation, state: CoxState) -> CoxState:
         if not state.sites:
-            state = _opened(federation, state)
+            state = replace(state, **opened(federation))
         federation = federation.roster(state.sites)
         if state.settled:
             return self._checked(federation, state)
@@ -293,12 +293,12 @@ def slopes_in(study: Study) -> int:
     return len(study.design.columns) - 1
 
 
-def check_settings(ties: str, transform: str, tolerance: float, most_rounds: int) -> None:
+def check_settings(ties: str, transform: str, tolerance: float, most_rounds: int, transforms: tuple[str, ...]) -> None:
     """ValueError for settings that a Cox model does not have."""
     if ties not in TIES:
         raise ValueError(f"ties is {' or '.join(map(repr, TIES))}, not {ties!r}")
-    if transform not in TRANSFORMS:
-        raise ValueError(f"transform is {' or '.join(map(repr, TRANSFORMS))}, not {transform!r}")
+    if transform not in transforms:
+        raise ValueError(f"transform is {' or '.join(map(repr, transforms))}, not {transform!r}")
     if tolerance <= 0 or most_rounds < 1:
         raise ValueError("tolerance is above 0, most_rounds at least 1")
 
@@ -333,15 +333,22 @@ def counted(federation: Federation) -> dict[str, Any]:
     }
 
 
-def _opened(federation: Federation, state: CoxState) -> CoxState:
-    """Scaling and counts. Whoever is not counted in the first call is not asked again, so that all rounds are of one set."""
+def opened(federation: Federation) -> dict[str, Any]:
+    """What a fit's state begins with: scaling, counts and sites.
+
+    Whoever is not counted in the first call is not asked again, so that all rounds are of one set of patients.
+    """
     first = federation.sum(moments)
     centre, scale = centre_and_scale(federation.study, first["sums"], first["squares"], first["known"])
     opening = counted(federation.roster(first.sites))
     held = {site: {"kind": f.kind, "reason": f.reason} for site, f in first.failures.items()}
-    return replace(
-        state, centre=centre, scale=scale, opening=opening, sites=list(opening["counted_first"]), held_back=held
-    )
+    return {
+        "centre": centre,
+        "scale": scale,
+        "opening": opening,
+        "sites": list(opening["counted_first"]),
+        "held_back": held,
+    }
 
 
 def in_units(beta: FloatArray, covariance: FloatArray, scale: FloatArray) -> tuple[FloatArray, FloatArray]:

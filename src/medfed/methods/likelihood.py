@@ -96,6 +96,22 @@ def solve(information: FloatArray, score: FloatArray, names: Sequence[str]) -> F
     return np.asarray(delta)
 
 
+def secant(correction: FloatArray, second: FloatArray, step: FloatArray, fall: FloatArray) -> FloatArray:
+    """What to take off ``second`` (q, q) so that it explains how the score fell over the last step: (q, q), rank one more.
+
+    For a fit that has no exact information: symmetric rank-one update of the correction, not taken where it would be
+    unstable or leave no positive definite matrix (Nocedal and Wright 2006, section 6.2). step, fall: (q,).
+    """
+    missing = second @ step - fall - correction @ step
+    along = float(missing @ step)
+    if not abs(along) > 1e-8 * float(np.linalg.norm(missing) * np.linalg.norm(step)):
+        return correction
+    updated = correction + np.outer(missing, missing) / along
+    scale = 1.0 / np.sqrt(np.maximum(np.diag(second), 1e-300))
+    smallest = np.linalg.eigvalsh((second - updated) * scale[:, None] * scale)[0]
+    return updated if smallest > 1e-3 else np.zeros_like(correction)
+
+
 def refuse_collinear(information: FloatArray, names: Sequence[str]) -> None:
     """FederationError that names the covariates of which a combination never varies. information: (q, q) at beta = 0."""
     diagonal = np.diag(information)

@@ -18,8 +18,13 @@ FloatArray = NDArray[np.float64]
 TRANSFORMS = ("identity", "log")
 
 
-def marks_of(study: Study, times: FloatArray, transform: str) -> FloatArray:
-    """g(t) of event times (K,), from 1 to 2: the test is the same for any a + b g, and weights may not be negative."""
+def marks_of(study: Study, times: FloatArray, transform: str, lost: FloatArray | None = None) -> FloatArray:
+    """g(t) of event times (K,), from 1 to 2: the test is the same for any a + b g, and weights may not be negative.
+
+    lost: (K,) share with an event before each time, by Kaplan and Meier, where the transform is "km".
+    """
+    if transform == "km" and lost is not None:
+        return 1.0 + lost
     variable = study.variables[study.time or ""]
     last, interval = variable.last_time, variable.interval or 1.0
     if transform == "log":
