@@ -36,8 +36,12 @@ class Ascent:
 
 def at_zero(q: int) -> Ascent:
     """The start of a fit of q coefficients."""
-    zeros = np.zeros(q)
-    return Ascent(zeros, zeros, zeros, _NOTHING_YET, 1e300, 0, 0)
+    return starting_at(np.zeros(q))
+
+
+def starting_at(beta: FloatArray) -> Ascent:
+    """The start of a fit at ``beta`` (q,)."""
+    return Ascent(beta, beta, np.zeros(len(beta)), _NOTHING_YET, 1e300, 0, 0)
 
 
 def climb(

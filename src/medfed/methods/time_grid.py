@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medfed.errors import FederationError, PolicyViolation
+from medfed.federation.federation import Federation
 from medfed.federation.site import Site
 from medfed.federation.step import Count, Input, Out, step
 from medfed.study import Study
@@ -154,3 +155,56 @@ def counts_by_time_and_level(site: Site) -> Out:
     return Out(
         {**cells.counts(), "with_level": cells.sums(levels), "events_with_level": cells.sums(levels * event[:, None])}
     )
+
+
+CELLS = ("covariates", "events")
+
+
+def check_cells(cells: str, minimum_cell: int) -> None:
+    """ValueError for settings that a grid does not have."""
+    if cells not in CELLS:
+        raise ValueError(f"cells is {' or '.join(map(repr, CELLS))}, not {cells!r}")
+    if minimum_cell < 1:
+        raise ValueError("minimum_cell is at least 1")
+
+
+@dataclass(frozen=True)
+class MergedGrid:
+    """Cells merged by rule on the total: cuts (cells,), and their counts (cells,)."""
+
+    cuts: IntArray
+    events: FloatArray
+    censored: FloatArray
+
+
+def merged_grid(federation: Federation, least: float, *, cells: str, values: int, by_event: bool = False) -> MergedGrid:
+    """Ask for the counts by declared interval, and merge them for a model of the study's covariates.
+
+    Each cell has ``least`` events, nobody or as many who are censored, and as many patients as there are ``values`` in
+    a release for it. With cells "covariates" the patients of a coded level who leave in it, and those of no such level,
+    are nobody or as many; by_event: those among them with the event too. FederationError where two cells are too many.
+    """
+    by_level = cells == "covariates" and least > 1
+    total = federation.sum(counts_by_time_and_level if by_level else counts_by_time)
+    events, leaving = total["events"][:, None], (total["events"] + total["censored"])[:, None]
+    columns, needed, may_be_empty = [events, leaving], [least, max(least, float(values))], [False, False]
+    others = [leaving - events]
+    if by_level:
+        others += [total["with_level"], leaving - total["with_level"]]
+        if by_event:
+            others += [total["events_with_level"], events - total["events_with_level"]]
+    for counts in others:
+        columns.append(counts)
+        needed += [least] * counts.shape[1]
+        may_be_empty += [True] * counts.shape[1]
+    cuts: IntArray | None = np.arange(1, len(events) + 1)
+    if least > 1:
+        cuts = merged_cuts(np.concatenate(columns, axis=1), np.array(needed), np.array(may_be_empty))
+    if cuts is None:
+        raise refuse_no_cells("events, or patients of a coded level,")
+    if len(cuts) < 2:
+        raise FederationError(
+            "every border in the time grid would show a small count, so that all of follow-up becomes one cell; use "
+            "cox.Cox, which needs no grid, or here `cells: events`" + (" or `ties: breslow`" if by_event else "")
+        )
+    return MergedGrid(cuts, on_cuts(total["events"], cuts), on_cuts(total["censored"], cuts))

@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from medfed.errors import FederationError
 from medfed.federation.federation import Federation, Total
 from medfed.federation.step import Step
 from medfed.methods.concordance import c_index
@@ -37,13 +36,11 @@ from medfed.methods.likelihood import Ascent, at_zero, climb, secant, solve
 from medfed.methods.newton import symmetric
 from medfed.methods.proportional_hazards import TRANSFORMS, marks_of, proportionality_test
 from medfed.methods.standardise import moments
-from medfed.methods.time_grid import cell_ends, counts_by_time, counts_by_time_and_level, merged_cuts, refuse_no_cells
+from medfed.methods.time_grid import cell_ends, check_cells, counts_by_time, counts_by_time_and_level, merged_grid
 from medfed.study import Study
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
-
-CELLS = ("covariates", "events")
 
 
 @dataclass(frozen=True)
@@ -89,10 +86,10 @@ class UnstratifiedCox:
 
     def __post_init__(self) -> None:
         check_settings(self.ties, self.transform, self.tolerance, self.most_rounds, (*TRANSFORMS, "km"))
-        if self.cells not in CELLS:
-            raise ValueError(f"cells is {' or '.join(map(repr, CELLS))}, not {self.cells!r}")
-        if self.minimum_cell < 1:
-            raise ValueError("minimum_cell is at least 1")
+        check_cells(self.cells, self.minimum_cell)
+
+    def _least(self, study: Study) -> float:
+        return float(max(self.minimum_cell, study.privacy.minimum_cell))
 
     def start(self, study: Study) -> UnstratifiedState:
         q = slopes_in(study)
@@ -104,41 +101,15 @@ class UnstratifiedCox:
 
     def advance(self, federation: Federation, state: UnstratifiedState) -> UnstratifiedState:
         if state.phase == "open":
-            begun = opened(federation)
-            cuts = self._merge(federation.roster(begun["sites"]), len(state.scale) - 1)
-            state = replace(state, **begun, cuts=cuts, phase="fit")
+            begun, efron = opened(federation), self.ties == "efron"
+            # A cell releases its risk weight and a sum for each covariate; with Efron's ties those of its events too.
+            grid = merged_grid(
+                federation.roster(begun["sites"]), self._least(federation.study), cells=self.cells,
+                values=len(state.scale) * (1 + efron), by_event=efron,
+            )  # fmt: skip
+            state = replace(state, **begun, cuts=grid.cuts, phase="fit")
         federation = federation.roster(state.sites)
         return self._closed(federation, state) if state.phase == "close" else self._round(federation, state)
-
-    def _merge(self, federation: Federation, q: int) -> IntArray:
-        """The cells of the grid, by rule on the total. FederationError where there would be fewer than two."""
-        by_level, efron = self.cells == "covariates", self.ties == "efron"
-        total = federation.sum(counts_by_time_and_level if by_level else counts_by_time)
-        events, leaving = total["events"][:, None], (total["events"] + total["censored"])[:, None]
-        least = float(max(self.minimum_cell, federation.study.privacy.minimum_cell))
-        if least <= 1:
-            return np.arange(1, len(events) + 1)
-        # A cell releases its risk weight and q covariate sums, with Efron's ties twice: no more than it has patients.
-        patients = max(least, (1.0 + q) * (1 + efron))
-        columns, needed, may_be_empty = [events, leaving], [least, patients], [False, False]
-        others = [leaving - events]
-        if by_level:
-            others += [total["with_level"], leaving - total["with_level"]]
-            if efron:
-                others += [total["events_with_level"], events - total["events_with_level"]]
-        for counts in others:
-            columns.append(counts)
-            needed += [least] * counts.shape[1]
-            may_be_empty += [True] * counts.shape[1]
-        cuts = merged_cuts(np.concatenate(columns, axis=1), np.array(needed), np.array(may_be_empty))
-        if cuts is None:
-            raise refuse_no_cells("events, or patients of a coded level,")
-        if len(cuts) < 2:
-            raise FederationError(
-                "every border in the time grid would show a small count, so that all of follow-up becomes one cell; use "
-                "cox.Cox, which needs no grid, or here `ties: breslow` or `cells: events`"
-            )
-        return cuts
 
     def _round(self, federation: Federation, state: UnstratifiedState) -> UnstratifiedState:
         fit = Ascent(**state.fit)
@@ -193,9 +164,8 @@ class UnstratifiedCox:
         scores = [terms["observed"] - terms["expected"] for terms in asked]
         grouped = federation.sum(grouping_terms, **inputs)
         pairs = federation.sum(pairs_within, **{name: inputs[name] for name in ("beta", "centre", "scale")})
-        least = float(max(self.minimum_cell, study.privacy.minimum_cell))
         patients = float((events + censored).sum())
-        across, across_of = across_sites(federation, inputs, pairs["pairs"], patients, least)
+        across, across_of = across_sites(federation, inputs, pairs["pairs"], patients, self._least(study))
         answered = [answer.sites for answer in (total, *asked, grouped, pairs)] + across_of
         opening = dict(state.opening)
         if list(opening["null_sites"]) != list(state.sites):
