@@ -1,11 +1,12 @@
 """Survival curves by group, and tests between them, from counts on a time grid whose cells show no small count.
 
-One call for the counts by declared interval, merged by rule on the total; with groups, one more for the log-rank test
-within sites, which is exact and needs no grid. Curves, bands, RMST and medians are worked out from the merged counts
-(``survival_curves``), and equal the pooled ones with every time moved to the end of its cell.
+One call for the counts by declared interval, merged for each group by rule on the total; with groups, one more for the
+log-rank test within sites, which is exact and needs no grid. Curves, bands, RMST and medians come from the merged
+counts (``kaplan_meier_fit``), and equal the pooled ones with every time moved to the end of its cell. The log-rank test
+over all sites is one figure, which shows no cell: it is taken on the declared intervals.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ from medfed.federation.federation import Federation
 from medfed.federation.site import Site
 from medfed.federation.step import Count, Input, Out, Step, Sum, step
 from medfed.methods.newton import symmetric, upper
-from medfed.methods.survival_curves import curve_of, log_rank, log_rank_sums
+from medfed.methods.survival_curves import curve_of, log_rank, log_rank_sums, restricted_mean
 from medfed.methods.time_grid import cell_ends, declared_intervals, merged_cuts, on_cuts, refuse_no_cells
 from medfed.study import Study
 
@@ -88,17 +89,13 @@ def log_rank_within(site: Site, *, levels: FloatArray) -> Out:
 
 @dataclass(frozen=True)
 class CurvesState:
-    """cuts: (cells,) declared intervals up to each cell's end. events, censored: (cells, groups) of ``levels``.
-
-    grid_difference: (2, groups) most by which a curve differs from the one on declared intervals, at the ends of cells
-    and at any time.
+    """curves: by index of ``levels``, cuts (declared intervals up to each cell's end), events, censored: (cells,) each,
+    and what merging changes (``_grid_changes``). log_rank, within: the tests on the declared grid, and within sites.
     """
 
     levels: list[str]
-    cuts: IntArray
-    events: FloatArray
-    censored: FloatArray
-    grid_difference: FloatArray
+    curves: dict[str, Any]
+    log_rank: dict[str, Any]
     within: dict[str, Any]
     sites: list[str]
     held_back: dict[str, Any]
@@ -123,12 +120,11 @@ class KaplanMeier:
     def start(self, study: Study) -> CurvesState:
         if study.time is None:
             raise StudyError(f"study {study.name!r}: times to an event are asked for; write `task: {{kind: survival}}`")
-        none = np.zeros((0, 1))
-        levels = list(group_levels(study, self.by))
-        return CurvesState(levels, np.zeros(0, np.int64), none, none, np.zeros((2, 0)), {}, [], {}, 0)
+        return CurvesState(list(group_levels(study, self.by)), {}, {}, {}, [], {}, 0)
 
     def advance(self, federation: Federation, state: CurvesState) -> CurvesState:
-        levels = np.arange(len(group_levels(federation.study, self.by)), dtype=np.float64)
+        everyone = group_levels(federation.study, self.by)
+        levels = np.arange(len(everyone), dtype=np.float64)
         if state.rounds == 0:
             total = federation.sum(counts_by_time_and_group, levels=levels)
             held = {site: {"kind": f.kind, "reason": f.reason} for site, f in total.failures.items()}
@@ -140,14 +136,14 @@ class KaplanMeier:
                 f"the counts came from {', '.join(state.sites)}, the test within sites from {', '.join(total.sites)}; "
                 "start a new run when all of them answer"
             )
-        kept = [group_levels(federation.study, self.by).index(level) for level in state.levels]
+        kept = [everyone.index(level) for level in state.levels]
+        observed = np.asarray(state.log_rank["observed"])
         variance = symmetric(total["variance"], len(levels))[np.ix_(kept, kept)]
-        expected = state.events.sum(0) - total["difference"][kept]
-        test = asdict(log_rank(state.events.sum(0), expected, variance))
-        return replace(state, within=test, rounds=2)
+        test = log_rank(observed, observed - total["difference"][kept], variance)
+        return replace(state, within=asdict(test), rounds=2)
 
     def _merged(self, study: Study, state: CurvesState, events: FloatArray, censored: FloatArray) -> CurvesState:
-        """Counts on merged cells. FederationError without events, or where a group has too few for any cell."""
+        """Curves on merged cells, and the test. FederationError without events, or where a group has too few for a cell."""
         if not events.sum() > 0:
             raise FederationError("no patient who was counted has the event; there is no curve to draw")
         there = np.flatnonzero((events + censored).sum(0) > 0)
@@ -157,52 +153,32 @@ class KaplanMeier:
             [state.levels[index] for index in there.tolist()],
         )
         least = float(max(self.minimum_cell, study.privacy.minimum_cell))
-        few = [
-            level
-            for level, had, lost in zip(levels, events.sum(0), censored.sum(0), strict=True)
-            if had < least or 0 < lost < least
-        ]
-        if least > 1 and few:
+        cuts = [_own_cuts(events[:, index], censored[:, index], least) for index in range(len(levels))]
+        if few := [level for level, own in zip(levels, cuts, strict=True) if own is None]:
             which = f" in the group {' and '.join(map(repr, few))}" if self.by else ""
             raise refuse_no_cells(f"events, or patients without one,{which}")
-        if least > 1:
-            counts = np.concatenate([events, censored], axis=1)
-            may_be_empty = np.arange(counts.shape[1]) >= len(levels)
-            cuts = merged_cuts(counts, np.full(counts.shape[1], least), may_be_empty)
-        else:
-            cuts = np.arange(1, len(events) + 1)
-        if cuts is None:
-            raise refuse_no_cells("events, or patients without one,")
-        merged, lost = on_cuts(events, cuts), on_cuts(censored, cuts)
-        whole = np.arange(1, len(events) + 1)
-        difference = [
-            _differences(
-                curve_of(cell_ends(study, whole), events[:, index], censored[:, index]).survival,
-                curve_of(cell_ends(study, cuts), merged[:, index], lost[:, index]).survival,
-                cuts,
-            )
-            for index in range(len(levels))
-        ]
-        return replace(
-            state, levels=levels, cuts=cuts, events=merged, censored=lost, grid_difference=np.array(difference).T
-        )
+        curves = {
+            str(index): {
+                "cuts": own,
+                "events": on_cuts(events[:, index], own),
+                "censored": on_cuts(censored[:, index], own),
+                "grid_changes": _grid_changes(study, events[:, index], censored[:, index], own),
+            }
+            for index, own in enumerate(_protected([own for own in cuts if own is not None], events.sum(0)))
+        }
+        test = asdict(log_rank(*log_rank_sums(events, events + censored))) if len(levels) > 1 else {}
+        return replace(state, levels=levels, curves=curves, log_rank=test)
 
     def done(self, state: CurvesState) -> bool:
         return state.rounds >= (2 if len(state.levels) > 1 and state.rounds else 1)
 
     def result(self, state: CurvesState) -> Mapping[str, Any]:
-        tests: dict[str, Any] = {}
-        if len(state.levels) > 1:
-            sums = log_rank_sums(state.events, state.events + state.censored)
-            tests = {"log_rank": asdict(log_rank(*sums)), "log_rank_within": dict(state.within)}
+        tests = {"log_rank": dict(state.log_rank), "log_rank_within": dict(state.within)} if state.within else {}
         return {
             "model": "kaplan_meier",
             "by": self.by,
             "levels": list(state.levels),
-            "cuts": state.cuts,
-            "events": state.events,
-            "censored": state.censored,
-            "grid_difference": state.grid_difference,
+            "curves": dict(state.curves),
             **tests,
             "rounds": state.rounds,
             "sites": list(state.sites),
@@ -210,8 +186,39 @@ class KaplanMeier:
         }
 
 
-def _differences(fine: FloatArray, merged: FloatArray, cuts: IntArray) -> tuple[float, float]:
-    """Most by which two step curves differ at the ends of cells, and at any time. fine: (times,); merged: (cells,)."""
-    before = np.concatenate([[1.0], merged])
-    at = np.searchsorted(cuts, np.arange(1, len(fine) + 1), side="right")
-    return float(np.abs(fine[cuts - 1] - merged).max()), float(np.abs(fine - before[at]).max())
+def _own_cuts(events: FloatArray, censored: FloatArray, least: float) -> IntArray | None:
+    """Ends of one group's merged cells, from counts (times,); every declared interval where nothing is small."""
+    if least <= 1:
+        return np.arange(1, len(events) + 1)
+    return merged_cuts(np.stack([events, censored], axis=1), np.full(2, least), np.array([False, True]))
+
+
+def _protected(cuts: Sequence[IntArray], events: FloatArray) -> list[IntArray]:
+    """Cuts of which none is missing in one group alone: a curve of everybody less the others would show its counts.
+
+    Where one is, the group with the fewest events that has it loses it too. cuts: one array a group; events: (groups,).
+    """
+    kept = [set(own.tolist()) for own in cuts]
+    for cut in sorted(set.union(*kept)):
+        having = [index for index, own in enumerate(kept) if cut in own]
+        if len(kept) > 1 and len(having) == len(kept) - 1:
+            kept[min(having, key=lambda index: (events[index], index))].remove(cut)
+    return [np.array(sorted(own), dtype=np.int64) for own in kept]
+
+
+def _grid_changes(study: Study, events: FloatArray, censored: FloatArray, cuts: IntArray) -> FloatArray:
+    """What merging changes against the declared intervals: most by which the curves differ at the ends of cells, and at
+    any time; and the mean up to the end of the grid, less that on the declared intervals, in the time's unit. (3,)
+    """
+    whole = np.arange(1, len(events) + 1)
+    fine = curve_of(cell_ends(study, whole), events, censored)
+    merged = curve_of(cell_ends(study, cuts), on_cuts(events, cuts), on_cuts(censored, cuts))
+    before = np.concatenate([[1.0], merged.survival])
+    last = float(fine.time[-1])
+    return np.array(
+        [
+            np.abs(fine.survival[cuts - 1] - merged.survival).max(),
+            np.abs(fine.survival - before[np.searchsorted(cuts, whole, side="right")]).max(),
+            restricted_mean(merged, last)[0] - restricted_mean(fine, last)[0],
+        ]
+    )
