@@ -187,9 +187,7 @@ class KaplanMeier:
 
 
 def _own_cuts(events: FloatArray, censored: FloatArray, least: float) -> IntArray | None:
-    """Ends of one group's merged cells, from counts (times,); every declared interval where nothing is small."""
-    if least <= 1:
-        return np.arange(1, len(events) + 1)
+    """Ends of one group's merged cells, from counts (times,)."""
     return merged_cuts(np.stack([events, censored], axis=1), np.full(2, least), np.array([False, True]))
 
 

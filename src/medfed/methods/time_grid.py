@@ -82,7 +82,10 @@ def merged_cuts(
 
     counts: (times, columns). least: (columns,). may_be_empty: (columns,) whether 0 will do as well, false everywhere by
     default. From the start, intervals are joined until all counts suffice; what is left at the end joins the last cell.
+    Where one patient is enough everywhere, nothing is small and nothing is merged.
     """
+    if np.all(np.asarray(least) <= 1):
+        return np.arange(1, len(counts) + 1)
     counts = np.asarray(counts, dtype=np.float64)
     empty = np.zeros(counts.shape[1], dtype=bool) if may_be_empty is None else may_be_empty
 
@@ -187,7 +190,11 @@ def merged_grid(federation: Federation, least: float, *, cells: str, values: int
     by_level = cells == "covariates" and least > 1
     total = federation.sum(counts_by_time_and_level if by_level else counts_by_time)
     events, leaving = total["events"][:, None], (total["events"] + total["censored"])[:, None]
-    columns, needed, may_be_empty = [events, leaving], [least, max(least, float(values))], [False, False]
+    columns, needed, may_be_empty = (
+        [events, leaving],
+        [least, max(least, float(values if least > 1 else 1))],
+        [False] * 2,
+    )
     others = [leaving - events]
     if by_level:
         others += [total["with_level"], leaving - total["with_level"]]
@@ -197,9 +204,7 @@ def merged_grid(federation: Federation, least: float, *, cells: str, values: int
         columns.append(counts)
         needed += [least] * counts.shape[1]
         may_be_empty += [True] * counts.shape[1]
-    cuts: IntArray | None = np.arange(1, len(events) + 1)
-    if least > 1:
-        cuts = merged_cuts(np.concatenate(columns, axis=1), np.array(needed), np.array(may_be_empty))
+    cuts = merged_cuts(np.concatenate(columns, axis=1), np.array(needed), np.array(may_be_empty))
     if cuts is None:
         raise refuse_no_cells("events, or patients of a coded level,")
     if len(cuts) < 2:
