@@ -243,7 +243,7 @@ class CoxFit:
                 )
             )
         if "grid_difference" in self.result:
-            largest = np.abs(np.asarray(self.result["grid_difference"]) / self.standard_errors).max()
+            largest = np.nanmax(np.abs(np.asarray(self.result["grid_difference"]) / self.standard_errors), initial=0.0)
             lines.append(
                 _(
                     "What the grid changes, measured in the model stratified by site: at most {share} of a standard error"

@@ -230,9 +230,17 @@ def _terms(federation: Federation, inputs: dict[str, Any], hazard: GridHazard, w
 
 
 def _grid_difference(grouped: Total, names: tuple[str, ...]) -> FloatArray:
-    """Coefficients on grouped times minus those on exact times in the site-stratified model, one Newton step each."""
-    step_of = {
-        which: solve(symmetric(grouped[f"{which}information"], len(names)), grouped[f"{which}score"], names)
-        for which in ("", "grouped_")
-    }
-    return step_of["grouped_"] - step_of[""]
+    """Coefficients on grouped times minus those on exact times in the site-stratified model, one Newton step each.
+
+    (q,); NaN for a feature that does not vary within sites, of which that model can't speak.
+    """
+    information = {which: symmetric(grouped[f"{which}information"], len(names)) for which in ("", "grouped_")}
+    varies = np.flatnonzero(np.min([np.diag(matrix) for matrix in information.values()], axis=0) > 1e-9)
+    told = [names[index] for index in varies.tolist()]
+    steps = [
+        solve(matrix[np.ix_(varies, varies)], grouped[f"{which}score"][varies], told)
+        for which, matrix in information.items()
+    ]
+    difference = np.full(len(names), np.nan)
+    difference[varies] = steps[1] - steps[0]
+    return difference
