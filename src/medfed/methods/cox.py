@@ -7,7 +7,7 @@ needed. A site without events adds nothing, and takes nothing away. One hazard f
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -192,7 +192,10 @@ class Cox:
     transform: str = "identity"
     baseline_by_site: bool = False
 
-    steps: ClassVar[tuple[Step, ...]] = (moments, follow_up_counts, cox_terms, cox_checks, baseline_here)
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        asked = (moments, follow_up_counts, cox_terms, cox_checks)
+        return (*asked, baseline_here) if self.baseline_by_site else asked
 
     def __post_init__(self) -> None:
         check_settings(self.ties, self.transform, self.tolerance, self.most_rounds, TRANSFORMS)

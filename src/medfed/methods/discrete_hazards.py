@@ -7,7 +7,7 @@ where noise is to be added. A patient censored in a cell is at risk to its end.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +34,7 @@ from medfed.methods.time_grid import (
     CELL_COUNTS,
     CUTS,
     check_cells,
-    counts_by_time,
-    counts_by_time_and_level,
+    counting_steps,
     merged_grid,
     site_cells,
 )
@@ -126,9 +125,9 @@ class DiscreteHazards:
     tolerance: float = 1e-10
     most_rounds: int = 30
 
-    steps: ClassVar[tuple[Step, ...]] = (
-        moments, follow_up_counts, counts_by_time, counts_by_time_and_level, hazard_terms,
-    )  # fmt: skip
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        return (moments, follow_up_counts, *counting_steps(self.cells), hazard_terms)
 
     def __post_init__(self) -> None:
         check_cells(self.cells, self.minimum_cell)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from medfed.errors import FederationError, PolicyViolation
 from medfed.federation.federation import Federation
 from medfed.federation.site import Site
-from medfed.federation.step import Count, Input, Out, step
+from medfed.federation.step import Count, Input, Out, Step, step
 from medfed.study import Study
 
 FloatArray = NDArray[np.float64]
@@ -169,6 +169,11 @@ def check_cells(cells: str, minimum_cell: int) -> None:
         raise ValueError(f"cells is {' or '.join(map(repr, CELLS))}, not {cells!r}")
     if minimum_cell < 1:
         raise ValueError("minimum_cell is at least 1")
+
+
+def counting_steps(cells: str) -> tuple[Step, ...]:
+    """The steps that ``merged_grid`` may ask with these settings."""
+    return (counts_by_time, counts_by_time_and_level) if cells == "covariates" else (counts_by_time,)
 
 
 @dataclass(frozen=True)

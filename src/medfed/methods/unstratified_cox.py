@@ -10,7 +10,7 @@ time, which is little and is learned from how the score falls; the drift itself 
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,7 @@ from medfed.methods.likelihood import Ascent, at_zero, climb, secant, solve
 from medfed.methods.newton import symmetric
 from medfed.methods.proportional_hazards import TRANSFORMS, marks_of, proportionality_test
 from medfed.methods.standardise import moments
-from medfed.methods.time_grid import cell_ends, check_cells, counts_by_time, counts_by_time_and_level, merged_grid
+from medfed.methods.time_grid import cell_ends, check_cells, counting_steps, merged_grid
 from medfed.study import Study
 
 FloatArray = NDArray[np.float64]
@@ -79,10 +79,12 @@ class UnstratifiedCox:
     tolerance: float = 1e-10
     most_rounds: int = 60
 
-    steps: ClassVar[tuple[Step, ...]] = (
-        moments, follow_up_counts, counts_by_time, counts_by_time_and_level, cell_risks, cell_information, cell_means,
-        grouping_terms, pairs_within, score_spread, score_table, grouped_pairs_within,
-    )  # fmt: skip
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        return (
+            moments, follow_up_counts, *counting_steps(self.cells), cell_risks, cell_information, cell_means,
+            grouping_terms, pairs_within, score_spread, score_table, grouped_pairs_within,
+        )  # fmt: skip
 
     def __post_init__(self) -> None:
         check_settings(self.ties, self.transform, self.tolerance, self.most_rounds, (*TRANSFORMS, "km"))
