@@ -19,15 +19,18 @@ from survival_data import (
     code,
     consortium,
     dialysis_frame,
+    fixed_keys,
     lung_frame,
     number,
     run,
 )
 
+from medfed.canonical import pack
 from medfed.engines.what_if import what_if
 from medfed.federation.call import Answer, Call, Own
 from medfed.federation.packages import find_method, step_name
 from medfed.federation.policy import Policy
+from medfed.federation.runner import Runner
 from medfed.methods.cox_cells import cell_risks
 from medfed.methods.cox_fit import CoxFit
 from medfed.methods.time_grid import interval_of, merged_cuts, on_cuts
@@ -275,3 +278,50 @@ def test_lung_cancer_trial_on_the_grid_equals_statsmodels(tmp_path: Path, lung: 
     result = run(tmp_path, data, policy=OPEN)
     assert len(result["sites"]) == 18
     assert_equals(result, pooled(data, moved(data, result["cells"]["time"]), "breslow"))
+
+
+def test_numbers_alone_need_no_levels(tmp_path: Path, dialysis: pd.DataFrame) -> None:
+    variables = {name: variable for name, variable in DIALYSIS.items() if name != "fac_disease"}
+    frame = dialysis.drop(columns="fac_disease")
+    for use in (U, "discrete_hazards.DiscreteHazards"):
+        result = run(tmp_path / use, consortium(frame, variables, use))
+        assert len(result["cells"]["events"]) == 33
+        assert len(result["coefficients"]) == 2
+
+
+class Dying:
+    """A coordinator that is gone after some calls."""
+
+    def __init__(self, engine: Any, calls: int) -> None:
+        self.engine, self.left = engine, calls
+        self.sites, self.protections, self.doors = engine.sites, engine.protections, engine.doors
+
+    def exchange(self, call: Call, own: Any, deadline: float | None = None) -> Any:
+        if call.phase != "head":
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
+        yield from self.engine.exchange(call, own, deadline)
+
+
+@pytest.mark.parametrize(
+    ("use", "calls"),
+    [("cox.Cox", 3), ("cox.Cox", 7), (U, 4), (U, 15), (U, 22), ("discrete_hazards.DiscreteHazards", 5),
+     ("kaplan_meier.KaplanMeier", 1)],
+)  # fmt: skip
+def test_a_run_that_was_cut_off_goes_on_to_the_same_bytes(
+    tmp_path: Path, lung: pd.DataFrame, use: str, calls: int
+) -> None:
+    settings = {"by": "sex"} if use.startswith("kaplan") else {}
+    data = consortium(lung, LUNG, use, settings)
+    method = find_method(data.study)
+    keys = fixed_keys(list(data.tables))
+    engine, public = what_if(tmp_path / "sites", data.tables, data.study, [method], policy=OPEN, keys=keys)
+    cut = Runner(tmp_path / "coordinator", Dying(engine, calls), data.study, durability="process", public_keys=public)
+    with pytest.raises(KeyboardInterrupt):
+        cut.execute(method)
+    cut.close()
+    again = Runner(tmp_path / "coordinator", engine, data.study, durability="process", public_keys=public)
+    result = again.execute(method)
+    again.close()
+    assert pack(result) == pack(run(tmp_path / "undisturbed", data))

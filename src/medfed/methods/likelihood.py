@@ -16,6 +16,7 @@ FloatArray = NDArray[np.float64]
 
 LARGEST_COEFFICIENT = 20.0
 _NOTHING_YET = -1e300
+_LONGEST_STEP = 5.0  # in standard deviations of a feature: a longer step is shortened, not believed
 _FLAT = 1e-9  # smallest eigenvalue of the information, scaled to a unit diagonal, that is not called collinear
 
 
@@ -74,9 +75,11 @@ def climb(
     delta = solve(information, score, names)
     change = float(np.abs(delta).max(initial=0.0))
     worst = int(np.abs(delta).argmax()) if len(delta) else 0
-    beta = state.beta + delta
     # A step that promises next to no likelihood and is still long: the information fades as beta grows.
     flat = state.rounds >= 2 and change > 0.3 and 0.5 * float(score @ delta) < 1e-3
+    if change > _LONGEST_STEP:
+        delta = delta * (_LONGEST_STEP / change)
+    beta = state.beta + delta
     if flat or np.abs(beta).max(initial=0.0) > LARGEST_COEFFICIENT:
         worst = worst if flat else int(np.abs(beta).argmax())
         raise FederationError(

@@ -192,7 +192,8 @@ def merged_grid(federation: Federation, least: float, *, cells: str, values: int
     a release for it. With cells "covariates" the patients of a coded level who leave in it, and those of no such level,
     are nobody or as many; by_event: those among them with the event too. FederationError where two cells are too many.
     """
-    by_level = cells == "covariates" and least > 1
+    coded = any(column.kind == "indicator" for column in federation.study.design.columns)
+    by_level = cells == "covariates" and least > 1 and coded
     total = federation.sum(counts_by_time_and_level if by_level else counts_by_time)
     events, leaving = total["events"][:, None], (total["events"] + total["censored"])[:, None]
     columns, needed, may_be_empty = (
