@@ -1,6 +1,6 @@
 """Every figure that README, docs and tests claim, measured now: claim, target, measured, n or interval, command.
 
-    python benchmarks/figures.py [--only demo|heart|crash|gate|speed]      (make figures ONLY=heart)
+    python benchmarks/figures.py [--only demo|heart|crash|gate|speed|survival]      (make figures ONLY=heart)
 
 heart needs the UCI heart disease files: --data FOLDER, or MEDFED_DATA; it is skipped with a reason without them.
 """
@@ -129,12 +129,21 @@ def speed(data: Path | None) -> Iterator[Figure]:
                      f"mathematics alone {alone:.2f} ms", "python benchmarks/embedded_rounds.py", whole <= aim)  # fmt: skip
 
 
+def survival(data: Path | None) -> Iterator[Figure]:
+    """Survival beside statsmodels and lifelines: 67 dialysis centres and the NCCTG lung cancer trial."""
+    from survival import COMMAND, rows
+
+    for claim, target, measured, n, holds in rows():
+        yield Figure(claim, target, measured, n, COMMAND, holds)
+
+
 SECTIONS: dict[str, Callable[[Path | None], Iterator[Figure]]] = {
     "demo": demo,
     "heart": heart,
     "crash": crash,
     "gate": gate,
     "speed": speed,
+    "survival": survival,
 }
 
 

@@ -287,7 +287,7 @@ class ReportData(Part):
     """A finished run. kind says which of ``effect`` and ``prediction`` answers the question."""
 
     study: StudyShown
-    kind: Literal["treatment_effect", "risk_prediction"]
+    kind: Literal["treatment_effect", "risk_prediction", "survival"]
     run: str = ""
     started: str = ""
     ended: str = ""

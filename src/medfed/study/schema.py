@@ -82,7 +82,7 @@ class Cohort(Declared):
 class Task(Declared):
     """What is to be learned, and how code variables become features."""
 
-    kind: Literal["treatment_effect", "risk_prediction"]
+    kind: Literal["treatment_effect", "risk_prediction", "survival"]
     coding: Literal["reference", "all_levels"] = "reference"
 
 
@@ -234,6 +234,11 @@ class Study(Declared):
         return self._with_role("arm")
 
     @cached_property
+    def time(self) -> str | None:
+        """Name of the time to the event or to the end of follow-up, in a survival study."""
+        return self._with_role("time")
+
+    @cached_property
     def covariates(self) -> tuple[str, ...]:
         """Names of the covariates, in the study's order."""
         return tuple(name for name, variable in self.variables.items() if variable.role == "covariate")
@@ -243,7 +248,7 @@ class Study(Declared):
         """The feature columns that the study's variables become."""
         columns = [Column("intercept", "", "intercept", None, 0.0, 1.0)]
         for name, variable in self.variables.items():
-            if variable.role == "covariate" or (variable.role == "arm" and self.task.kind == "treatment_effect"):
+            if variable.role == "covariate" or (variable.role == "arm" and self.task.kind != "risk_prediction"):
                 columns += _columns_of(name, variable, self.task.coding)
         return Design(tuple(columns))
 
@@ -258,7 +263,23 @@ class Study(Declared):
         }
         if self.arm:
             sizes["arms"] = len(self.variables[self.arm].codes or ())
+        if self.time:
+            sizes |= self._survival_sizes(self.variables[self.time].intervals)
         return sizes
+
+    def _survival_sizes(self, intervals: int) -> dict[str, int | tuple[int]]:
+        """times: intervals of the declared grid; cells: neighbours of it merged; slopes: features but the intercept;
+        indicators: those of them that are 0 or 1; groups: levels of the code variable that curves are compared by.
+        """
+        columns = self.design.columns
+        levels = [len(variable.codes or ()) for variable in self.variables.values()]
+        return {
+            "times": intervals,
+            "cells": (intervals,),
+            "slopes": len(columns) - 1,
+            "indicators": sum(column.kind == "indicator" for column in columns),
+            "groups": (max([1, *levels]),),
+        }
 
     @property
     def rows_at_most(self) -> int:
