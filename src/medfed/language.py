@@ -34,6 +34,7 @@ _CONSTANTS_IN = (
     "federation/door.py",
     "federation/execution.py",
     "federation/gate.py",
+    "federation/private.py",
 )
 # A call whose first argument is a sentence that is translated where it is shown: what a walkthrough tells.
 _TITLED = "Step"

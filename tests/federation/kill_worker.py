@@ -20,14 +20,17 @@ from medfed.canonical import pack
 from medfed.engines.what_if import what_if
 from medfed.errors import FederationError
 from medfed.evaluation.study_run import StudyRun
+from medfed.federation.budget import Charge
 from medfed.federation.call import Failure
 from medfed.federation.packages import find_method
 from medfed.federation.policy import Policy
 from medfed.federation.runner import Runner
+from medfed.privacy.accounting import Event
 
 SITES = [f"s{i}" for i in range(6)]
 ROWS = [64, 41, 23, 57, 30, 16]
 COST = 0.25
+CHARGE = Charge(Event(1.0))
 
 
 class Points:
@@ -90,7 +93,8 @@ def main(folder: Path, method_name: str, late: str, kill_at: int) -> None:
     engine, public = what_if(
         folder / "sites", synthetic_tables(study, ROWS), study, [method],
         policy=Policy(values_per_patient=GENEROUS, minimum_cell=1, budget=1e6), keys=fixed_keys(SITES),
-        durability="process", clock=lambda: start, cost=lambda step, call: COST,
+        durability="process", clock=lambda: start, charge=lambda call: CHARGE,
+        accountant=lambda events, delta: COST * sum(events.values()),
     )  # fmt: skip
     points.watch(engine.doors[0].store.db, "seal")
     proxy = LateSites(engine, late, points)

@@ -43,12 +43,12 @@ def facts(folder: Path) -> dict:
 
 
 def check_charges(folder: Path) -> None:
-    """No key sealed twice, every release charged once, every chain whole."""
+    """No key sealed twice, every release and sealed refusal charged once, every chain whole."""
     db = sqlite3.connect(folder / "sites" / "sites.db")
-    keys = db.execute("select site, call from ledger where kind='release'").fetchall()
+    keys = db.execute("select site, call from ledger where kind in ('release', 'refusal')").fetchall()
     assert len(keys) == len(set(keys))
     for site, spent, count in db.execute(
-        "select site, max(spent), sum(kind='release') from ledger group by site"
+        "select site, max(spent), sum(kind in ('release', 'refusal')) from ledger group by site"
     ).fetchall():
         assert spent == COST * count
         verify_ledger(db, site)

@@ -10,6 +10,7 @@ import numpy as np
 
 from medfed.canonical import digest, pack, unpack
 from medfed.errors import PolicyViolation
+from medfed.federation.budget import Charge
 from medfed.federation.step import Step, bind, shape_of
 
 RUN_PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}(/[0-9]{1,9}/[A-Za-z0-9._=-]{1,80})*")
@@ -25,7 +26,7 @@ class Call:
     run: path of the run ("run/round/child"). variant: which settings of the approved study. part: which rows.
     protection: where a sum becomes visible: at each site ("plain") or only as a total ("secure").
     phase: "answer" for plain sums and replies; "seal" and "open" belong to secure sums; "head" asks for the
-    signed head of the ledger.
+    signed head of the ledger. charge: the noise that every site adds and what that costs, in a study with an epsilon.
     """
 
     study: str
@@ -39,6 +40,7 @@ class Call:
     variant: str | None = None
     protection: Protection = "plain"
     phase: Phase = "answer"
+    charge: Charge | None = None
 
     @cached_property
     def key(self) -> str:
@@ -57,8 +59,9 @@ class Call:
     @cached_property
     def digest(self) -> str:
         """Everything asked; under one key a site answers one digest only. Survivors are never in it."""
+        noise = (self.charge.text,) if self.charge is not None else ()
         return digest(
-            self.key, self.variant or "", self.part, self.protection, ",".join(self.roster), self.inputs_digest
+            self.key, self.variant or "", self.part, self.protection, ",".join(self.roster), self.inputs_digest, *noise
         )
 
 

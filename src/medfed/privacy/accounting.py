@@ -60,7 +60,7 @@ def _charged(events: tuple[tuple[Event, int], ...], delta: float) -> float:
         return 0.0
     check = rdp_epsilon(dict(events), delta)
     interval = _FINE if any(event.sampling_rate < 1 for event, _ in events) else _COARSE
-    interval = max(interval, check / 50_000)  # an epsilon of thousands needs no fourth digit
+    interval = max(interval, check / 10_000)  # a large epsilon needs no fourth digit
     epsilon = pld_epsilon(dict(events), delta, interval)
     if not epsilon <= check * 1.01 + 0.01:
         raise LedgerError(

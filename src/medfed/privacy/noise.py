@@ -41,7 +41,7 @@ def _words(count: int, random_bytes: RandomBytes) -> WordArray:
 
 
 def exceeds_exp(word: int, gamma: Fraction, random_bytes: RandomBytes) -> bool:
-    """Whether a uniform number that begins with these 64 bits is at least exp(-gamma), decided exactly.
+    """Whether a uniform number that begins with these 64 bits is at least exp(-gamma), decided exactly. gamma: to 5,000.
 
     Further bits are drawn until the number lies to one side of an enclosure of exp(-gamma) that is as fine.
     """
@@ -183,14 +183,13 @@ def clip_to_grid(terms: FloatArray, bound: float) -> IntArray:
     terms = np.where(np.isfinite(terms).all(1, keepdims=True), terms, 0.0)
     largest = np.abs(terms).max(1, keepdims=True, initial=0.0)
     unit = terms / np.where(largest > 0, largest, 1.0)
-    norm = largest[:, 0] * np.sqrt((unit * unit).sum(1))
+    length = np.sqrt((unit * unit).sum(1, keepdims=True))
     # The margin keeps rounding of the norm (relative error d x 2^-53) from passing the bound.
     held = bound * (1.0 - _CLIP_MARGIN)
     with np.errstate(over="ignore"):
-        long = norm > held
-    length = np.sqrt((unit * unit).sum(1, keepdims=True))
+        long = largest * length > held
     shortened = unit / np.where(length > 0, length, 1.0) * held
-    clipped = np.where(long[:, None], shortened, terms)
+    clipped = np.where(long, shortened, terms)
     return np.trunc(np.ldexp(clipped, GRID_BITS)).astype(np.int64)
 
 

@@ -54,7 +54,8 @@ def _noise_for(planned: tuple[tuple[str, Planned], ...], epsilon: float, delta: 
     total = math.fsum(plan.calls * plan.draws * plan.weight**2 for _, plan in planned)
     high = gaussian_noise(epsilon, delta) * math.sqrt(total) * 1.001
     low = high / 1.002
-    if any(plan.sampling_rate < 1 for _, plan in planned):
+    sampled = any(plan.sampling_rate < 1 for _, plan in planned)
+    if sampled:
         low = min(plan.weight for _, plan in planned) * SMALLEST_NOISE
         for _ in range(40):
             middle = math.sqrt(low * high)
@@ -62,7 +63,7 @@ def _noise_for(planned: tuple[tuple[str, Planned], ...], epsilon: float, delta: 
             if high < low * 1.0005:
                 break
     for _ in range(60):
-        if high < low * (1 + 1e-6):
+        if high < low * (1 + (1e-4 if sampled else 1e-6)):
             break
         middle = math.sqrt(low * high)
         low, high = (low, middle) if charged_epsilon(events(middle), delta) <= epsilon else (middle, high)
