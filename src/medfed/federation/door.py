@@ -5,10 +5,10 @@ if and only if it is sealed; the ledger row, its bytes and what is kept become f
 """
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,26 @@ from medfed.errors import MedfedError, PolicyViolation
 from medfed.federation import gate
 from medfed.federation.approval import Approval, approvals_for
 from medfed.federation.budget import Accountant, Charge, Limits
-from medfed.federation.call import PART, RUN_PATH, Answer, Call, Failure, Own, check_inputs, check_one_input
+from medfed.federation.call import (
+    PART,
+    RUN_PATH,
+    Answer,
+    Call,
+    Failure,
+    Own,
+    check_inputs,
+    check_one_input,
+    counts_models,
+    model_opened,
+)
 from medfed.federation.execution import Execution
 from medfed.federation.ledger import Durability, Head, sign_head
 from medfed.federation.packages import Package, find_step, installed_package
 from medfed.federation.policy import Policy
-from medfed.federation.private import check_charge
+from medfed.federation.private import check_charge, limits_of
 from medfed.federation.refusals import record_failures, record_refusals
 from medfed.federation.seal import SiteStore
-from medfed.federation.step import Count, Step
+from medfed.federation.step import Step
 from medfed.privacy.accounting import charged_epsilon
 from medfed.study import Study
 
@@ -58,21 +69,6 @@ class Access:
     key: Ed25519PrivateKey
 
 
-def _charge_of(call: Call) -> Charge | None:
-    return call.charge
-
-
-def _counts_models(call: Call, step: Step) -> bool:
-    """Whether the ledger counts how many models are put to these rows.
-
-    It does for validation and test rows, and for counts that depend on inputs: many of them, over models that differ a little, would
-    show single patients.
-    """
-    counts = any(isinstance(kind, Count) for kind in step.releases.values())
-    model = any(declared.model for declared in step.takes.values())
-    return (model and call.part.partition(":")[0] in ("test", "valid")) or (counts and bool(step.takes))
-
-
 class Doors:
     """The doors of one or many sites over one store, for one study."""
 
@@ -85,7 +81,7 @@ class Doors:
         durability: Durability = "call",
         twins: bool = True,
         clock: Callable[[], datetime] = _now,
-        charge: Callable[[Call], Charge | None] = _charge_of,
+        charge: Callable[[Call], Charge | None] = attrgetter("charge"),
         accountant: Accountant = charged_epsilon,
     ) -> None:
         self.sites = dict(sites)
@@ -134,7 +130,7 @@ class Doors:
         charge = self.charge(call)
         # A site that passed every rule for this kind of call passes again, unless its approvals or the day changed.
         passed = self._passed.setdefault((call.run.partition("/")[0], call.step, call.part, call.roster, today), set())
-        every_call = charge is not None or _counts_models(call, step)
+        every_call = charge is not None or counts_models(call, step)
         for site, mine in own.items():
             if site in out:
                 continue
@@ -175,9 +171,7 @@ class Doors:
         if not names:
             return out
         blobs = pack_rows(coded)
-        opened = (
-            {site: self._model_opened(call, step, own[site]) for site in names} if _counts_models(call, step) else {}
-        )
+        opened = {site: model_opened(call, step, own[site]) for site in names} if counts_models(call, step) else {}
         over = self.store.seal(
             call, step, names, digests=digests, blobs=blobs, keep=keep, local=local, own=own, charge=charge,
             amount=amount, at=at, limits=limits,
@@ -224,12 +218,7 @@ class Doors:
         return step, check_inputs(step, call, self.study.sizes)
 
     def _limits(self, site: str) -> Limits:
-        policy, approval, privacy = self.sites[site].policy, self._approvals[site], self.study.privacy
-        approved = None if isinstance(approval, str) else approval.budget
-        own = approved if approved is not None else privacy.epsilon
-        return Limits(
-            policy.budget, policy.budget_delta, math.inf if own is None else own, privacy.delta or policy.budget_delta
-        )
+        return limits_of(self.sites[site].policy, self._approvals[site], self.study)
 
     def _refuses(
         self, site: str, call: Call, step: Step, own: Own, sizes: Mapping[str, Any], charge: Charge | None
@@ -274,8 +263,8 @@ class Doors:
                 self._rows_judged[rows] = self._judge_rows(site, call)
             if reason := self._rows_judged[rows]:
                 return reason
-        if _counts_models(call, step):
-            opened = self._model_opened(call, step, own)
+        if counts_models(call, step):
+            opened = model_opened(call, step, own)
             seen = self.store.models_opened(site, opened[0])
             named = self.study.valid_models if call.part.partition(":")[0] == "valid" else self.study.test_models
             if opened[1] not in seen and len(seen) >= named:
@@ -325,15 +314,6 @@ class Doors:
             access.table.on("all"), view, self.study, access.policy, call.protection, self.store.cohorts(site, view)
         )
 
-    @staticmethod
-    def _model_opened(call: Call, step: Step, own: Own) -> tuple[str, str]:
-        """(question, digest of the model that is put to this site)."""
-        inputs = {**call.inputs, **own.each}
-        model = {name: inputs[name] for name, declared in step.takes.items() if declared.model} or inputs
-        return f"{call.study}|{call.step}|{call.part.partition(':')[0]}", digest(
-            pack({k: np.asarray(v) for k, v in model.items()})
-        )
-
     # -- gate ------------------------------------------------------------------------------------------------------
 
     def _gate(
@@ -366,13 +346,8 @@ class Doors:
         }
         if held:
             good = np.flatnonzero([reason is None for reason in reasons])
-            names = [names[i] for i in good]
-            coded = {name: value[good] for name, value in coded.items()}
-            local = [local[i] for i in good]
-            if isinstance(keep, list):
-                keep = [keep[i] for i in good]
-            elif keep is not None:
-                keep = {name: np.asarray(value)[good] for name, value in keep.items()}
+            names, local = [names[i] for i in good], [local[i] for i in good]
+            coded, keep = gate.only(coded, good), gate.only(keep, good)
         return names, coded, keep, local, amount, held
 
     def standing_approval(self, site: str) -> Approval | None:

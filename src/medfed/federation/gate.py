@@ -301,6 +301,15 @@ def _holds_row(values: NDArray[np.float64], row_bytes: Sequence[frozenset[bytes]
     )
 
 
+def only(kept: Any, good: NDArray[np.intp]) -> Any:
+    """What belongs to the sites at these places: of a list, or of arrays by name with a leading axis of sites."""
+    if kept is None:
+        return None
+    if isinstance(kept, list):
+        return [kept[i] for i in good]
+    return {name: np.asarray(value)[good] for name, value in kept.items()}
+
+
 class NotAsDeclared(ValueError):
     """A step returned something else than it declares."""
 

@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medfed.errors import PolicyViolation, StudyError
-from medfed.federation.budget import Charge
+from medfed.federation.approval import Approval
+from medfed.federation.budget import Charge, Limits
 from medfed.federation.call import Protection
 from medfed.federation.packages import step_name
+from medfed.federation.policy import Policy
 from medfed.federation.ring import decode, from_limbs
 from medfed.federation.step import NOISE_AT_MOST, Step, Sum
 from medfed.privacy.noise import add_by_unit, clip_to_grid, discrete_gaussian, poisson_sample, share_scale, total_limbs
@@ -77,6 +79,14 @@ def check_charge(study: Study, step: Step, charge: Charge | None) -> None:
         possible = False
     if not possible:
         raise PolicyViolation(NOT_POSSIBLE)
+
+
+def limits_of(policy: Policy, approval: Approval | str, study: Study) -> Limits:
+    """What a site may spend: its policy's budget over all studies; in this one the study's epsilon, or as approved."""
+    approved = None if isinstance(approval, str) else approval.budget
+    own = approved if approved is not None else study.privacy.epsilon
+    delta = study.privacy.delta or policy.budget_delta
+    return Limits(policy.budget, policy.budget_delta, math.inf if own is None else own, delta)
 
 
 class Chargeable(Protocol):
