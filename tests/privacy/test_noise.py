@@ -183,6 +183,11 @@ def test_a_clipped_unit_keeps_its_direction() -> None:
     assert np.allclose(clipped, [[0.6, -0.8], [0.3, 0.4]], atol=1e-9)
 
 
+def test_a_count_of_one_stays_whole() -> None:
+    assert clip_to_grid(np.array([[1.0], [-2.0], [0.0]]), 1.0).tolist() == [[2**40], [-(2**40) + 16], [0]]
+    assert clip_to_grid(np.array([[0.0, 1.0]]), 1.0).tolist() == [[0, 2**40]]
+
+
 def test_many_coordinates_stay_within_the_bound() -> None:
     clipped = clip_to_grid(np.random.default_rng(0).normal(size=(3, 20_000)), 1.0)
     for row in clipped:

@@ -115,12 +115,11 @@ def charges_of(study: Study, method: Any) -> dict[str, Charge]:
             "Use a private method (medfed:medfed.methods.private_glm.PrivateGLM, private_fedavg.PrivateFedAvg, "
             "private_describe.PrivateDescribe), or remove the epsilon"
         )
-    planned = {step_name(step): plan for step, plan in method.private_calls(study).items()}
-    if missing := [step.name for step in method.steps if step_name(step) not in planned]:
-        raise StudyError(f"privacy.epsilon: {type(method).__name__} does not say how often it calls {missing[0]}")
+    calls = method.private_calls(study)
+    planned = {step_name(step): plan for step, plan in calls.items()}
     try:
         events = noise_for(planned, epsilon, delta)
-        for step in method.steps:
+        for step in calls:
             largest_noise(step, events[step_name(step)].noise)
     except ValueError as problem:
         raise StudyError(f"privacy.epsilon: {problem}") from None

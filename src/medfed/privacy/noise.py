@@ -187,7 +187,9 @@ def clip_to_grid(terms: FloatArray, bound: float) -> IntArray:
     # The margin keeps rounding of the norm (relative error d x 2^-53) from passing the bound.
     held = bound * (1.0 - _CLIP_MARGIN)
     with np.errstate(over="ignore"):
-        long = largest * length > held
+        # One entry alone is its own norm, without rounding: counts stay whole.
+        alone = np.count_nonzero(terms, axis=1, keepdims=True) <= 1
+        long = np.where(alone, largest > bound, largest * length > held)
     shortened = unit / np.where(length > 0, length, 1.0) * held
     clipped = np.where(long, shortened, terms)
     return np.trunc(np.ldexp(clipped, GRID_BITS)).astype(np.int64)
