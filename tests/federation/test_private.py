@@ -342,7 +342,7 @@ def test_a_row_of_the_ledger_holds_the_event_and_an_edited_event_is_found(tmp_pa
     doors = doors_of(tmp_path, private_study(["a", "b"]), [60, 60])
     ask(doors, patient_count, Charge(Event(20.0, 0.5)))
     row = list(rows_of(doors.store.db, "a"))[-1]
-    assert row["event"] == '{"draws":1,"law":"discrete gaussian","noise":20.0,"sampling_rate":0.5}'
+    assert row["event"] == '{"draws":1,"law":"discrete-gaussian","noise":20.0,"sampling_rate":0.5}'
     assert row["charge"] == row["spent"] > 0
     verify_ledger(doors.store.db, "a")
     doors.store.db.execute("update ledger set event=replace(event, '20.0', '90.0') where event is not null")

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from medfed import __version__
-from medfed.cli import demo, run, site, study
+from medfed.cli import demo, privacy, run, site, study
 from medfed.cli.console import guarded, out
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 app.add_typer(study.app, name="study")
 app.add_typer(site.app, name="site")
+app.add_typer(privacy.app, name="privacy")
 app.command("run")(run.run)
 app.command("resume")(run.resume)
 app.command("status")(run.status)

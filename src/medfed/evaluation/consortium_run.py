@@ -70,7 +70,7 @@ def run_consortium(
 def _write_models(
     folder: Path, study: Study, run: str, result: Mapping[str, Any], report: dict[str, Any]
 ) -> dict[str, Path]:
-    if study.task.kind != "risk_prediction":
+    if study.task.kind != "risk_prediction" or "coefficients" not in result["fitted"]:
         return {}
     fitted = result["fitted"]
     provenance = {"run": run, "method": study.method.use, "sites": list(fitted["sites"]), "medfed": __version__}
@@ -119,6 +119,8 @@ def _report(
         "medfed": __version__,
         "what_if": any(door.sites[s].policy.minimum_cell < Policy().minimum_cell for s, door in engine.doors.items()),
         "protection": engine.protections[-1],
+        "epsilon": study.privacy.epsilon,
+        "delta": study.privacy.delta,
         "minimum_cell": max(
             [minimum_cell(door.sites[s].policy, study) for s, door in engine.doors.items()],
             default=study.privacy.minimum_cell,
@@ -171,7 +173,8 @@ def _leaving(study: Study, engine: SiteFolders, run: str, heads: Mapping[str, An
         for found in released(db, name, study.hash, run):
             releases.append(
                 {"site": name, "step": found.step, "calls": found.calls, "values": found.values, "bytes": found.bytes,
-                 "values_per_patient": found.values / patients}
+                 # Beside the values in a call it would tell how many patients there are, which noise hides.
+                 "values_per_patient": found.values / patients if study.privacy.epsilon is None else None}
             )  # fmt: skip
         approval = door.standing_approval(name)
         if approval is not None:

@@ -129,3 +129,18 @@ def approvals_for(
         else:
             standing[site] = "the site has not approved this version of the study"
     return standing
+
+
+def approved_names(db: sqlite3.Connection, site: str, *, standing: bool = False) -> dict[str, str]:
+    """Hash and name of every study that a site has approved; ``standing``: whose approval it has not withdrawn."""
+    found: dict[str, str] = {}
+    rows = db.execute(
+        "select kind, subject, bytes from ledger where site=? and kind in ('approval', 'revocation') order by number",
+        (site,),
+    )
+    for kind, subject, data in rows:
+        if kind == "approval":
+            found[subject] = json.loads(json.loads(data)["message"].partition("\n")[2])["name"]
+        elif standing:
+            found.pop(subject, None)
+    return found

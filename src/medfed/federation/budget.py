@@ -15,7 +15,8 @@ from medfed.errors import LedgerError
 from medfed.privacy.accounting import Event, Events, charged_epsilon
 
 Accountant = Callable[[Events, float], float]
-LAW = "discrete gaussian"
+LAW = "discrete-gaussian"
+OVER_BUDGET = "the answer would cost more epsilon than the site has left, over all studies or for this one"
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from medfed.data.table import StudyTable
 from medfed.errors import MedfedError, PolicyViolation
 from medfed.federation import gate
 from medfed.federation.approval import Approval, approvals_for
-from medfed.federation.budget import Accountant, Charge, Limits
+from medfed.federation.budget import OVER_BUDGET, Accountant, Charge, Limits
 from medfed.federation.call import (
     PART,
     RUN_PATH,
@@ -53,7 +53,6 @@ PACKAGE_CHANGED = "the package that holds the step is not the one that was appro
 ALONE = "the question is put to this site alone, and its policy does not allow that"
 TOO_MANY_MODELS = "more models would be opened on these rows than the study names"
 ENOUGH_CALLS = "the site has answered as many calls of this study as it approved"
-OVER_BUDGET = "the answer would cost more epsilon than the site has left, over all studies or for this one"
 
 
 def _now() -> datetime:

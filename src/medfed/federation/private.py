@@ -116,6 +116,8 @@ def charges_of(study: Study, method: Any) -> dict[str, Charge]:
             "private_describe.PrivateDescribe), or remove the epsilon"
         )
     calls = method.private_calls(study)
+    if not calls:
+        raise StudyError(f"privacy.epsilon: {study.method.use} does not say which private calls it makes")
     planned = {step_name(step): plan for step, plan in calls.items()}
     try:
         events = noise_for(planned, epsilon, delta)

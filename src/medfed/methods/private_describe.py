@@ -5,6 +5,7 @@ bin of its declared range; terms of all variables lie in one vector, scaled so t
 those of the noise: they speak of these patients, not of others like them.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -15,12 +16,15 @@ from numpy.typing import NDArray
 from medfed.federation.federation import Federation
 from medfed.federation.site import Site
 from medfed.federation.step import Input, Out, Step, Sum, step
-from medfed.methods.private_glm import patient_count
-from medfed.privacy.plan import Planned
+from medfed.methods.private_glm import COUNT_ERROR, patient_count
+from medfed.privacy.plan import ExpectedError, Planned
 from medfed.study import Study
 
 FloatArray = NDArray[np.float64]
 Z95 = 1.959963984540054
+LEVEL_ERROR = "the number of patients with a code"
+MEAN_ERROR = "the mean of {name} ({unit})"
+BIN_ERROR = "the number of patients in a bin of a histogram"
 
 
 def described(study: Study) -> tuple[list[str], list[str]]:
@@ -130,6 +134,21 @@ class PrivateDescribe:
             planned[noisy_means] = Planned(1, weight=self.means_weight)
             planned[noisy_histograms] = Planned(1, weight=self.histograms_weight)
         return planned
+
+    def expected_errors(self, study: Study, noise: Mapping[Step, float], patients: float) -> list[ExpectedError]:
+        """SD of counts, means and bins. noise: SD in a step's total, over the bound of a patient; patients: with values."""
+        codes, numbers = described(study)
+        found = [ExpectedError(COUNT_ERROR, noise[patient_count], {})]
+        if codes:
+            found.append(ExpectedError(LEVEL_ERROR, noise[noisy_levels] * math.sqrt(len(codes)), {}))
+        if numbers:
+            each = noise[noisy_means] * math.sqrt(2 * len(numbers)) / patients
+            for name in numbers:
+                low, high = study.variables[name].range or (0.0, 1.0)
+                unit = study.variables[name].unit or "1"
+                found.append(ExpectedError(MEAN_ERROR, each * (high - low) / 2, {"name": name, "unit": unit}))
+            found.append(ExpectedError(BIN_ERROR, noise[noisy_histograms] * math.sqrt(len(numbers)), {}))
+        return found
 
     def start(self, study: Study) -> PrivateDescribeState:
         numbers = described(study)[1]

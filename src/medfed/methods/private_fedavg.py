@@ -17,17 +17,20 @@ from medfed.federation.federation import Federation
 from medfed.federation.site import Site
 from medfed.federation.step import Input, Keep, Out, Step, Sum, step
 from medfed.methods.private_glm import (
+    COEFFICIENT_ERROR,
+    COUNT_ERROR,
     check_private_settings,
     clipped_gradient,
     in_outcome_units,
     on_ranges,
     outcome_scaling,
+    outcome_unit,
     patient_count,
     penalised,
     range_scaling,
     score_rows,
 )
-from medfed.privacy.plan import Planned
+from medfed.privacy.plan import ExpectedError, Planned, descent_deviation
 from medfed.study import Study
 
 FloatArray = NDArray[np.float64]
@@ -99,7 +102,7 @@ class PrivateFedAvg:
     l2: float = 0.0
     sampling_rate: float = 1.0
     averaged: float = 0.5
-    count_weight: float = 0.3
+    count_weight: float = 1.0
 
     def __post_init__(self) -> None:
         check_private_settings(self)
@@ -119,6 +122,18 @@ class PrivateFedAvg:
             count: Planned(1, weight=self.count_weight),
             training: Planned(self.rounds, sampling_rate=self.sampling_rate, draws=self.local_steps),
         }
+
+    def expected_errors(self, study: Study, noise: Mapping[Step, float], patients: float) -> list[ExpectedError]:
+        """What the noise does to count and coefficients. noise: SD in a step's total, over the bound of a patient."""
+        count, training = self.steps
+        most = descent_deviation(
+            noise[training], rounds=self.rounds * self.local_steps, rate=self.rate / self.sampling_rate,
+            bound=self.clipping_norm, patients=patients,
+        )  # fmt: skip
+        return [
+            ExpectedError(COUNT_ERROR, noise[count], {}),
+            ExpectedError(COEFFICIENT_ERROR, most * outcome_unit(self.family, study), {}),
+        ]
 
     def start(self, study: Study) -> PrivateFedAvgState:
         zeros = np.zeros(len(study.design.columns))

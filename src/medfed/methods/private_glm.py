@@ -18,13 +18,15 @@ from medfed.federation.gate import declared_ranges
 from medfed.federation.site import Site
 from medfed.federation.step import Input, Out, Step, Sum, step
 from medfed.methods.newton import sigmoid
-from medfed.privacy.plan import Planned
+from medfed.privacy.plan import ExpectedError, Planned, descent_deviation
 from medfed.study import Study
 
 FloatArray = NDArray[np.float64]
 FAMILIES = ("logistic", "gaussian", "poisson")
 
 COEFFICIENTS = Input("p", limit=50.0)
+COUNT_ERROR = "the number of patients"
+COEFFICIENT_ERROR = "a coefficient on the declared range (from its middle to an end), at most"
 
 
 def range_scaling(study: Study) -> tuple[FloatArray, FloatArray]:
@@ -127,7 +129,7 @@ class PrivateGLM:
     l2: float = 0.0
     sampling_rate: float = 1.0
     averaged: float = 0.5
-    count_weight: float = 0.3
+    count_weight: float = 1.0
 
     steps: ClassVar[tuple[Step, ...]] = (patient_count, clipped_gradient)
 
@@ -142,6 +144,17 @@ class PrivateGLM:
             patient_count: Planned(1, weight=self.count_weight),
             clipped_gradient: Planned(self.rounds, sampling_rate=self.sampling_rate),
         }
+
+    def expected_errors(self, study: Study, noise: Mapping[Step, float], patients: float) -> list[ExpectedError]:
+        """What the noise does to count and coefficients. noise: SD in a step's total, over the bound of a patient."""
+        rate = self.rate / (1 - self.momentum) / self.sampling_rate
+        most = descent_deviation(
+            noise[clipped_gradient], rounds=self.rounds, rate=rate, bound=self.clipping_norm, patients=patients
+        )
+        return [
+            ExpectedError(COUNT_ERROR, noise[patient_count], {}),
+            ExpectedError(COEFFICIENT_ERROR, most * outcome_unit(self.family, study), {}),
+        ]
 
     def start(self, study: Study) -> PrivateGLMState:
         zeros = np.zeros(len(study.design.columns))
@@ -178,6 +191,11 @@ class PrivateGLM:
             "rounds": state.rounds,
             "sites": list(state.sites),
         }
+
+
+def outcome_unit(family: str, study: Study) -> float:
+    """What one unit of the fitted outcome is in the study's unit."""
+    return outcome_scaling(study)[1] if family == "gaussian" else 1.0
 
 
 def in_outcome_units(model: FloatArray, outcome: FloatArray) -> FloatArray:

@@ -33,6 +33,15 @@ class Planned:
             )
 
 
+@dataclass(frozen=True)
+class ExpectedError:
+    """What noise will do to a figure. sentence: English, with names in braces that ``parameters`` fill; value: SD."""
+
+    sentence: str
+    value: float
+    parameters: Mapping[str, str]
+
+
 def noise_for(planned: Mapping[str, Planned], epsilon: float, delta: float) -> dict[str, Event]:
     """The event of each step's noisy sums, such that all calls together are charged at most ``epsilon``.
 
@@ -84,6 +93,16 @@ def _rounded_up(value: float) -> float:
     """Six significant digits, upwards: the same on every machine, whatever the last bits."""
     step = 10.0 ** (math.floor(math.log10(value)) - 5)
     return round(math.ceil(value / step - 1e-9) * step, 12)
+
+
+def descent_deviation(noise: float, *, rounds: int, rate: float, bound: float, patients: float) -> float:
+    """SD that noise leaves in one coefficient after gradient descent, at most.
+
+    noise: SD in one gradient's sum, over the bound; rate: of a step, momentum counted in (rate / (1 - momentum)). Each
+    round adds rate x bound x noise / patients, and a convex loss shrinks what earlier rounds added: so no more than
+    sqrt(rounds) times that.
+    """
+    return rate * bound * noise * math.sqrt(rounds) / patients
 
 
 def total_deviation(sigma: float, sites: int, shares: int) -> float:
