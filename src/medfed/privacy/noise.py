@@ -196,12 +196,12 @@ def clip_to_grid(terms: FloatArray, bound: float) -> IntArray:
 
 
 def add_by_unit(rows: FloatArray, unit: NDArray[np.intp], units: int) -> FloatArray:
-    """Terms of rows (n, d) added up by unit (n,), 0 .. units - 1: (units, d)."""
+    """Terms of rows (n, d) added up by unit (n,): (units, d). Every unit from 0 to units - 1 has a row."""
+    ordered = rows[np.argsort(unit, kind="stable")]
     if units == len(rows):
-        return rows[np.argsort(unit, kind="stable")]
-    totals = np.zeros((units, rows.shape[1]))
-    np.add.at(totals, unit, rows)
-    return totals
+        return ordered
+    first = np.concatenate([[0], np.cumsum(np.bincount(unit, minlength=units))[:-1]])
+    return np.asarray(np.add.reduceat(ordered, first, axis=0))
 
 
 def poisson_sample(count: int, rate: float, random_bytes: RandomBytes = secrets.token_bytes) -> BoolArray:
