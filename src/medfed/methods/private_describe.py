@@ -58,7 +58,7 @@ def _numbers(site: Site) -> FloatArray:
     return np.stack(columns, -1)
 
 
-@step(releases={"levels": Sum("levels", unit_bound=1.0)})
+@step(releases={"levels": Sum("described_codes", unit_bound=1.0)})
 def noisy_levels(site: Site) -> Out:
     """How many patients have each level of each coded variable, with noise."""
     study, codes = site.study, described(site.study)[0]
@@ -66,7 +66,7 @@ def noisy_levels(site: Site) -> Out:
     return Out({"levels": np.concatenate(hot, 1) / np.sqrt(len(codes))})
 
 
-@step(releases={"means": Sum("numbers,2", unit_bound=1.0)})
+@step(releases={"means": Sum("described_numbers,2", unit_bound=1.0)})
 def noisy_means(site: Site) -> Out:
     """For each number how many patients have it, and the sum of its values on the declared range, with noise."""
     values = _numbers(site)
@@ -75,7 +75,7 @@ def noisy_means(site: Site) -> Out:
     return Out({"means": pairs / np.sqrt(2.0 * values.shape[1])})
 
 
-@step(takes={"edges": Input("bins", limit=1.0)}, releases={"histograms": Sum("numbers,bins", unit_bound=1.0)})
+@step(takes={"edges": Input("bins", limit=1.0)}, releases={"histograms": Sum("described_numbers,bins", unit_bound=1.0)})
 def noisy_histograms(site: Site, *, edges: FloatArray) -> Out:
     """How many patients lie in each bin of the declared range of each number, with noise."""
     values = _numbers(site)

@@ -275,8 +275,8 @@ class Study(Declared):
             "outcomes": 2,
             "bins": (self.evaluation.bins,),
             "folds": (max(self.parts.folds or 1, 1),),
-            "levels": sum(len(variable.codes or ()) for variable in self.variables.values()),
-            "numbers": sum(variable.type == "number" for variable in self.variables.values()),
+            "described_codes": sum(len(variable.codes or ()) for variable in self.variables.values()),
+            "described_numbers": sum(variable.type == "number" for variable in self.variables.values()),
         }
         if self.arm:
             sizes["arms"] = len(self.variables[self.arm].codes or ())
