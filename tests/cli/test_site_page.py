@@ -56,7 +56,8 @@ def test_the_policy_on_the_page_loads_and_every_key_is_explained(tmp_path: Path)
 
 def test_the_reasons_on_the_page_are_those_that_are_given() -> None:
     said = "\n".join(
-        Path(str(module.__file__)).read_text("utf-8") for module in (site_folders, door, gate, execution, approval, budget)
+        Path(str(module.__file__)).read_text("utf-8")
+        for module in (site_folders, door, gate, execution, approval, budget)
     )
     reasons = re.findall(r"^\| `(.*)` \| .* \|$", section("Why a site does not take part"), re.MULTILINE)
     assert len(reasons) >= 10

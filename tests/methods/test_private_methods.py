@@ -99,6 +99,21 @@ def test_private_fedavg_is_near_the_model_without_noise(tmp_path: Path, local_st
     assert 49.9 < charged_epsilon(events, 1e-5) == store.heads()["a"].spent <= 50.0
 
 
+def test_a_poisson_sample_of_patients_is_scaled_and_charged_as_one(tmp_path: Path) -> None:
+    """Gradients over a fifth of the patients: right on average, and cheaper than the same noise over all of them."""
+    settings = {"rounds": 40, "sampling_rate": 0.2}
+    bare = study_with("private_glm.PrivateGLM", {"rounds": 40}, None)
+    exact, _ = run(tmp_path / "0", bare, synthetic_tables(bare, [600, 500, 400], 3))
+    study = study_with("private_glm.PrivateGLM", settings, 20.0)
+    noisy, store = run(tmp_path / "1", study, synthetic_tables(study, [600, 500, 400], 3))
+    assert 0 < np.abs(noisy["coefficients"] - exact["coefficients"]).max() < 0.15
+    events = over_all(charged_events(store.db, "a"))
+    (sampled,) = [event for event in events if event.sampling_rate < 1]
+    assert (sampled.sampling_rate, events[sampled]) == (0.2, 40)
+    assert 19.9 < store.heads()["a"].spent <= 20.0
+    assert charged_epsilon({type(sampled)(sampled.noise): 40}, 1e-5) > 2 * 20.0
+
+
 def test_local_steps_on_one_site_are_the_gradient_steps_of_the_method_without_noise() -> None:
     """Three local steps with one site are three rounds of one step."""
     found = []

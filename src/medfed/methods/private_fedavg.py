@@ -119,7 +119,7 @@ class PrivateFedAvg:
         """One count, and so many noisy sums a round as there are local steps."""
         count, training = self.steps
         return {
-            count: Planned(1, weight=self.count_weight),
+            count: Planned(1, weight=self.count_weight * self.sampling_rate),
             training: Planned(self.rounds, sampling_rate=self.sampling_rate, draws=self.local_steps),
         }
 

@@ -140,8 +140,9 @@ class PrivateGLM:
 
     def private_calls(self, study: Study) -> Mapping[Step, Planned]:
         """One count, and a gradient a round."""
+        # A gradient over a sample costs about as its rate, so the count of everybody is weighed with it.
         return {
-            patient_count: Planned(1, weight=self.count_weight),
+            patient_count: Planned(1, weight=self.count_weight * self.sampling_rate),
             clipped_gradient: Planned(self.rounds, sampling_rate=self.sampling_rate),
         }
 
