@@ -164,3 +164,20 @@ def test_a_second_run_is_refused_with_a_reason_and_a_new_approval_lets_it_run(fo
     done("run", study, "-c", folder, "--run", "third", "--durability", "process", "--json")
     found = done("privacy", "budget", folder / "sites" / "north", "--json").json
     assert 8 < found["spent"] <= 14, "two runs of 8 compose to less than 16"
+
+
+def test_a_private_description_is_written_beside_the_report(tmp_path: Path) -> None:
+    study = make_sites(tmp_path)
+    described = PRIVATE.replace("private_glm.PrivateGLM", "private_describe.PrivateDescribe").replace(
+        "rounds: 10", "bins: 8"
+    )
+    study.write_text(described.replace("design: holdout", "design: none"), encoding="utf-8")
+    set_budget(tmp_path, 10)
+    approve_all(tmp_path, study)
+    done("run", study, "-c", tmp_path, "--run", "first", "--durability", "process", "--json")
+    found = json.loads((tmp_path / "coordinator" / "runs" / "first" / "estimates.json").read_text())
+    # 315 of 450 patients train; the noise of three sites is a few patients.
+    assert abs(found["patients"]["value"] - 315) < 60
+    assert 30 < found["means"]["age"]["low"] < found["means"]["age"]["high"] < 80
+    assert set(found["levels"]["event"]) == {"no", "yes"}
+    assert len(found["histograms"]["age"]["counts"]) == 8

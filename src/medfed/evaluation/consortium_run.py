@@ -1,5 +1,6 @@
 """A study over the site folders of one consortium: run, figures, report, model files."""
 
+import json
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from medfed.engines.site_folders import SiteFolders
 from medfed.errors import LedgerError
 from medfed.evaluation.outcome import coefficient_table, effect_figures, fitted_model, prediction_figures, site_alarms
 from medfed.evaluation.report import write_report
+from medfed.evaluation.report_data import plain
 from medfed.evaluation.study_run import StudyRun
 from medfed.federation.gate import REPLY_NOT_LISTED, SITE_TERMS, minimum_cell
 from medfed.federation.ledger import Durability, released, verify_ledger
@@ -61,7 +63,7 @@ def run_consortium(
         report = _report(study, run, engine, result, heads, started)
         folder = consortium / "coordinator" / "runs" / run
         models = _write_models(folder, study, run, result, report)
-        files = write_report(report, folder)
+        files = [*write_report(report, folder), *_write_estimates(folder, study, result)]
         return ConsortiumRun(report, folder, tuple([*files, *models.values()]), models, result)
     finally:
         engine.close()
@@ -79,6 +81,15 @@ def _write_models(
     write_atomically(path, model.to_bytes())
     report["model"] = {"file": path.name, "hash": model.hash}
     return {"main": path}
+
+
+def _write_estimates(folder: Path, study: Study, result: Mapping[str, Any]) -> list[Path]:
+    """What a method found that fits no model (counts, means, histograms), as JSON beside the report."""
+    if study.task.kind != "risk_prediction" or "coefficients" in result["fitted"]:
+        return []
+    path = folder / "estimates.json"
+    write_atomically(path, json.dumps(plain(result["fitted"]), ensure_ascii=False, indent=2).encode())
+    return [path]
 
 
 def _counted(study: Study, result: Mapping[str, Any]) -> list[str]:
