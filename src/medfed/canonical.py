@@ -170,3 +170,10 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def private_folder(folder: Path) -> Path:
+    """Make a folder that only its owner can look into; one that is there already is closed to others."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.chmod(folder, 0o700)
+    return folder

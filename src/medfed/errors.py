@@ -26,3 +26,11 @@ class FederationError(MedfedError):
 
 class LedgerError(MedfedError):
     """A ledger, signature or stored answer that is not what was sealed."""
+
+
+class PrivacyError(MedfedError):
+    """A message of a secure sum that the protocol does not allow. ``culprits``: the sites whose message it is."""
+
+    def __init__(self, message: str, culprits: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.culprits = culprits

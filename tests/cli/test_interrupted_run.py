@@ -17,7 +17,7 @@ from consortium_folder import SITES, STUDY, approve_all, done, make_sites, medfe
 
 from medfed.errors import FederationError
 from medfed.federation.ledger import verify_ledger
-from medfed.federation.runner import status_of
+from medfed.federation.status import status_of
 from medfed.models.linear import load_model
 
 COMMAND = [sys.executable, "-c", "from medfed.cli.main import run_command; run_command()"]
@@ -89,7 +89,7 @@ def test_a_killed_run_is_interrupted_and_resume_ends_with_the_same_numbers(
 ) -> None:
     process = started(folder)
     (status,) = done("status", "-c", folder, "--json").json
-    assert status["state"] == "running"
+    assert status["state"] == "suspended"
     assert "is running now; wait until it ends" in refused("resume", "first", "-c", folder)
     assert "in use by another runner" in refused("run", folder / "study.yaml", "-c", folder, "--run", "second")
     process.send_signal(signal.SIGKILL)

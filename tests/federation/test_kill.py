@@ -16,7 +16,7 @@ from kill_worker import COST
 
 from medfed.canonical import unpack
 from medfed.federation.ledger import verify_ledger
-from medfed.federation.runner import status_of
+from medfed.federation.status import status_of
 
 WORKER = Path(__file__).parent / "kill_worker.py"
 

@@ -17,7 +17,8 @@ from medfed.errors import FederationError
 from medfed.federation.call import Answer, Call, Failure, Own
 from medfed.federation.packages import find_method
 from medfed.federation.policy import Policy
-from medfed.federation.runner import Runner, status_of
+from medfed.federation.runner import Runner
+from medfed.federation.status import status_of
 from medfed.methods.newton import Newton, logistic_terms
 from medfed.study import Study
 

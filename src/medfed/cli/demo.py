@@ -1,15 +1,17 @@
 """medfed demo: the whole way, on a real trial at four hospitals, on this machine."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from medfed.applications.indomethacin.walkthrough import Step, Walkthrough, summary, walk
 from medfed.cli.console import AsJson, Language, err, out, print_json
 from medfed.cli.run import LiveView
 from medfed.language import number, percent, translator
+
+if TYPE_CHECKING:
+    from medfed.applications.indomethacin.walkthrough import Step, Walkthrough
 
 
 def demo(
@@ -25,6 +27,8 @@ def demo(
     The hospitals are those of a published trial: does indomethacin prevent pancreatitis after ERCP? Edit an export
     below FOLDER/sites and run it again: the numbers move.
     """
+    from medfed.applications.indomethacin.walkthrough import summary, walk
+
     _ = translator(lang)
     say = (lambda step: None) if json else _teller(_)
     with LiveView(lang, quiet=json) as live:
@@ -38,7 +42,7 @@ def demo(
 def _teller(_: Any) -> Any:
     count = 0
 
-    def say(step: Step) -> None:
+    def say(step: "Step") -> None:
         nonlocal count
         count += 1
         err.print(f"[bold cyan]{count}[/bold cyan] [bold]{_(step.title)}[/bold]")
@@ -48,7 +52,9 @@ def _teller(_: Any) -> Any:
     return say
 
 
-def _show(found: Walkthrough, lang: str) -> None:
+def _show(found: "Walkthrough", lang: str) -> None:
+    from medfed.applications.indomethacin.walkthrough import summary
+
     _ = translator(lang)
     figures = summary(found)
     names = {site["name"]: site["title"][lang] for site in found.effect.report["sites"]}
@@ -89,7 +95,7 @@ def _show(found: Walkthrough, lang: str) -> None:
         out.print(f"  {path}", soft_wrap=True, markup=False)
 
 
-def _show_prediction(found: Walkthrough, lang: str) -> None:
+def _show_prediction(found: "Walkthrough", lang: str) -> None:
     _ = translator(lang)
     names = {site["name"]: site["title"][lang] for site in found.risk.report["sites"]}
     out.print()

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
-from scipy.optimize import brentq
 
 from medfed.canonical import write_atomically
 from medfed.cli.console import AsJson, Language, out, print_json
@@ -238,6 +237,8 @@ def further_epsilon(events: Events, budget: float, delta: float) -> float:
     def over(epsilon: float) -> float:
         noise = gaussian_noise(epsilon, delta)
         return charged_epsilon({**events, Event(noise): events.get(Event(noise), 0) + 1}, delta) - budget
+
+    from scipy.optimize import brentq
 
     least = 1e-3
     if budget <= least or over(least) > 0:

@@ -1,24 +1,24 @@
-"""medfed run, resume, status, abandon: studies over the site folders of one consortium on this machine."""
+"""medfed run, resume, abandon: studies over the sites of one consortium, in folders here or over a network."""
 
 import re
 import secrets
-from collections.abc import Mapping
-from datetime import date
+import time
+from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.progress import Progress as Bars
 from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from medfed.cli.console import STOPPED, AsJson, Language, err, out, print_json
-from medfed.engines.site_folders import SiteFolders
 from medfed.errors import FederationError
-from medfed.evaluation.consortium_run import ConsortiumRun, run_consortium
-from medfed.federation.runner import Progress, Runner, RunStatus, status_of
+from medfed.evaluation.consortium_run import ConsortiumRun, open_engine, run_consortium
+from medfed.federation.call import Waiting
+from medfed.federation.runner import Progress, Runner
+from medfed.federation.status import RunStatus, status_of
 from medfed.federation.store import RunnerStore
-from medfed.language import Translate, translator
+from medfed.language import translator
 from medfed.study import load_study, study_from_json
 
 Consortium = Annotated[Path, typer.Option("--consortium", "-c", help="Folder with sites/NAME/ and coordinator/.")]
@@ -109,79 +109,67 @@ def show_finished(finished: ConsortiumRun, lang: str) -> None:
 
 
 class LiveView:
-    """Progress on standard error: round, step, and which sites are still waited for."""
+    """Progress on standard error: round, step, who is waited for, since when, why, and what happens next."""
 
     def __init__(self, lang: str, *, quiet: bool = False) -> None:
         self._ = translator(lang)
         self.bars = Bars(
             SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=err, transient=True
         )
-        self.quiet = quiet or not err.is_terminal
+        self.quiet = quiet
         self.task: Any = None
-        self.waiting: dict[str, None] = {}
+        self.where = ""
+        self.waiting: dict[str, Waiting | None] = {}
+        self.told: dict[str, str] = {}
 
     def __enter__(self) -> "LiveView":
-        if not self.quiet:
+        if not self.quiet and err.is_terminal:
             self.bars.start()
             self.task = self.bars.add_task(self._("starting"))
         return self
 
     def __exit__(self, *problem: object) -> None:
-        if not self.quiet:
+        if self.task is not None:
             self.bars.stop()
 
     def __call__(self, progress: Progress) -> None:
         if self.quiet:
             return
-        if progress.kind == "asked":
+        if progress.waiting is not None:
+            self.waiting[progress.site] = progress.waiting
+            self._say(progress.waiting)
+        elif progress.kind == "asked":
             self.waiting = dict.fromkeys(progress.sites)
         elif progress.kind == "answered":
             self.waiting.pop(progress.site, None)
-        where = progress.path.partition("/")[2] or progress.path
-        step = progress.step.rpartition(".")[2]
+            if self.told.pop(progress.site, None) and progress.failure is None:
+                err.print(self._("{site} has answered").format(site=progress.site), markup=False, soft_wrap=True)
+        if self.task is None:
+            return
+        if progress.path:
+            where, step = progress.path.partition("/")[2] or progress.path, progress.step.rpartition(".")[2]
+            self.where = self._("{where}, round {round}: {step}").format(where=where, round=progress.round, step=step)
         waiting = ", ".join(list(self.waiting)[:4]) + (" …" if len(self.waiting) > 4 else "")
-        text = self._("{where}, round {round}: {step}").format(where=where, round=progress.round, step=step)
+        text = self.where
         if waiting:
             text += " · " + self._("waiting for {sites}").format(sites=waiting)
         self.bars.update(self.task, description=text)
 
-
-def status(consortium: Consortium = Path(), lang: Language = "en", json: AsJson = False) -> None:
-    """Say what every run is doing now: its state, its round, and who is being waited for. A dead run is never "running"."""
-    found = status_of(consortium / "coordinator")
-    if json:
-        print_json(found)
-        return
-    _ = translator(lang)
-    table = Table(show_edge=False)
-    for heading in (_("Run"), _("State"), _("Rounds done"), _("Calls answered"), _("Waiting for")):
-        table.add_column(heading)
-    for run_ in found:
-        table.add_row(run_.run, _state(run_.state, _), str(run_.rounds_finished), str(run_.calls_journaled),
-                      ", ".join(run_.waiting))  # fmt: skip
-    out.print(table)
-    for run_ in found:
-        if following := _next(run_.state, run_.reason, _):
-            out.print(f"{run_.run}: {following}", markup=False, soft_wrap=True)
+    def _say(self, waiting: Waiting) -> None:
+        """One line when a site goes away, not one for every try."""
+        if waiting.state == "away" and self.told.get(waiting.site) != waiting.why:
+            if time.time() - waiting.since < 1.5 and waiting.site not in self.told:
+                return  # a hiccup is no news
+            self.told[waiting.site] = waiting.why
+            line = self._("{site}: {why}; it is waited for until {until}").format(
+                site=waiting.site, why=self._(waiting.why), until=clock_time(waiting.until)
+            )
+            err.print(line, markup=False, soft_wrap=True)
 
 
-def _state(state: str, _: Translate) -> str:
-    names: Mapping[str, str] = {
-        "running": _("running"),
-        "interrupted": _("interrupted"),
-        "stopped": _("stopped"),
-        "finished": _("finished"),
-    }
-    return names[state]
-
-
-def _next(state: str, reason: str, _: Translate) -> str:
-    if state == "running":
-        return _("answers are being collected")
-    if state == "finished":
-        return ""
-    hint = _("go on with `medfed resume`")
-    return f"{reason} – {hint}" if reason else hint
+def clock_time(at: float) -> str:
+    """Seconds since 1970 as the time of day here."""
+    return datetime.fromtimestamp(at).strftime("%H:%M:%S")
 
 
 def abandon(
@@ -197,7 +185,7 @@ def abandon(
     store = RunnerStore(folder, read_only=True)
     study = study_from_json(store.study_text(name))
     store.close()
-    engine = SiteFolders(consortium, study)
+    engine = open_engine(consortium, study)
     runner = Runner(folder, engine, study)
     try:
         runner.abandon(name)

@@ -1,4 +1,4 @@
-"""medfed site: everything a site does for itself. Nothing here talks to anybody else."""
+"""medfed site: everything a site does for itself: folder, policy, approval, ledger."""
 
 import os
 import sqlite3
@@ -12,10 +12,10 @@ import typer
 from rich.table import Table
 
 from medfed.canonical import write_atomically
-from medfed.cli import site_data, site_model
+from medfed.cli import site_data, site_model, site_network, site_preflight
 from medfed.cli.console import AsJson, Language, out, print_json
-from medfed.data.build import open_table
 from medfed.data.site_folder import SiteFolder, init_site, load_site
+from medfed.data.stored import open_table
 from medfed.errors import LedgerError, PolicyViolation
 from medfed.evaluation.study_run import StudyRun, step_names, steps_of
 from medfed.federation.approval import MOST_CALLS, approved_names, packages_of
@@ -34,9 +34,14 @@ from medfed.study import load_study
 app = typer.Typer(no_args_is_help=True, help="A site's own side: folder, data, policy, approval, ledger, predictions.")
 site_data.register(app)
 site_model.register(app)
+site_network.register(app)
+site_preflight.register(app)
 
 SiteFolderPath = Annotated[Path, typer.Argument(help="The site's folder (holds site.yaml).")]
 StudyFile = Annotated[Path, typer.Argument(help="The study.yaml that was proposed.")]
+Proposed = Annotated[
+    str, typer.Argument(help="The study.yaml that was proposed, or its name or hash in the site's inbox.")
+]
 
 
 def _now() -> str:
@@ -81,9 +86,10 @@ def init(
 
 
 @app.command()
-def preview(folder: SiteFolderPath, study: StudyFile, lang: Language = "en", json: AsJson = False) -> None:
+def preview(folder: SiteFolderPath, study: Proposed, lang: Language = "en", json: AsJson = False) -> None:
     """Show exactly what would leave the site if it approved this study, and what its policy would hold back."""
-    loaded, site = load_study(study), load_site(folder)
+    site = load_site(folder)
+    loaded = site_network.study_of(site, study)
     found = preview_of(
         site.name, loaded, open_table(site, loaded), load_policy(site.policy_path), steps_of(loaded),
         charges=charges_of(loaded, StudyRun(loaded)),
@@ -91,10 +97,10 @@ def preview(folder: SiteFolderPath, study: StudyFile, lang: Language = "en", jso
     if json:
         print_json(found)
     else:
-        _show_preview(found, lang)
+        show_preview(found, lang)
 
 
-def _show_preview(found: Preview, lang: str) -> None:
+def show_preview(found: Preview, lang: str) -> None:
     _ = translator(lang)
     out.print(f"[bold]{found.study}[/bold] · {found.site} · {found.patients} {_('patients')}")
     out.print(f"{_('Hash')}: {found.hash}", soft_wrap=True)
@@ -128,7 +134,7 @@ def _show_preview(found: Preview, lang: str) -> None:
 @app.command()
 def approve(
     folder: SiteFolderPath,
-    study: StudyFile,
+    study: Proposed,
     study_hash: Annotated[str, typer.Option("--hash", help="The study's hash, as you read it; it must match.")] = "",
     until: Annotated[str, typer.Option(help="Last day of the approval, YYYY-MM-DD. Default: in 180 days.")] = "",
     table_version: Annotated[
@@ -147,7 +153,8 @@ def approve(
     json: AsJson = False,
 ) -> None:
     """Approve a study: a signed record, in the ledger, of its hash, steps, package hashes, table version and last day."""
-    loaded, site = load_study(study), load_site(folder)
+    site = load_site(folder)
+    loaded = site_network.study_of(site, study)
     if site.name not in loaded.sites.invited:
         raise PolicyViolation(
             f"study {loaded.name!r} does not invite the site {site.name!r}; it invites {', '.join(loaded.sites.invited)}. "

@@ -9,8 +9,6 @@ from rich.table import Table
 
 from medfed.canonical import write_atomically
 from medfed.cli.console import AsJson, Language, out, print_json
-from medfed.data.build import build_table
-from medfed.data.build import check as check_data
 from medfed.data.quality import Quality
 from medfed.data.site_folder import load_site
 from medfed.evaluation.quality_page import reason_text, render
@@ -35,6 +33,8 @@ def check(
     json: AsJson = False,
 ) -> None:
     """Run the mapping and show what would be kept and why rows would be dropped. Writes no table; nothing leaves."""
+    from medfed.data.build import check as check_data  # half a second, for those who build only
+
     site, loaded = load_site(folder), load_study(study)
     quality = check_data(site, loaded)
     if html is not None:
@@ -47,6 +47,8 @@ def check(
 
 def build(folder: SiteFolderPath, study: StudyFile, lang: Language = "en", json: AsJson = False) -> None:
     """Build the study table in the site's folder and print its version, which an approval names."""
+    from medfed.data.build import build_table
+
     site, loaded = load_site(folder), load_study(study)
     table, quality = build_table(site, loaded)
     if json:

@@ -8,15 +8,17 @@ from datetime import UTC, datetime
 from io import TextIOWrapper
 from pathlib import Path
 
-from medfed.data.build import open_table
 from medfed.data.site_folder import SiteFolder, load_site
+from medfed.data.stored import open_table
 from medfed.data.table import StudyTable
+from medfed.engines.facts import Heads, SiteFacts
 from medfed.errors import LedgerError, MappingError, PolicyViolation
 from medfed.federation.call import Answer, Call, Failure, Own, Protection
 from medfed.federation.door import Access, Doors
+from medfed.federation.gate import minimum_cell
 from medfed.federation.keys import load_signing_key, public_hex
-from medfed.federation.ledger import Durability, verify_ledger
-from medfed.federation.policy import load_policy
+from medfed.federation.ledger import Durability, released, verify_ledger
+from medfed.federation.policy import Policy, load_policy
 from medfed.study import Study
 
 log = logging.getLogger("medfed.site")
@@ -29,6 +31,7 @@ LEDGER_CHANGED = "the site's ledger is damaged or was changed; `medfed site veri
 NOT_READABLE = (
     "the site's policy, keys or ledger can't be read; the site's own `medfed site verify` and `preview` say why"
 )
+HALTED = "the site has halted: nothing leaves it until its officer lifts that"
 NOT_HERE = "the site's folder is not here"
 
 
@@ -44,7 +47,7 @@ def open_doors(
     return Doors(site.ledger_path, {site.name: access}, study, durability=durability, clock=clock)
 
 
-class _SiteLog(logging.FileHandler):
+class SiteLog(logging.FileHandler):
     """A site's own log, readable by its owner only: what a step said when it failed may quote a record."""
 
     def __init__(self, site: SiteFolder) -> None:
@@ -55,6 +58,26 @@ class _SiteLog(logging.FileHandler):
     def _open(self) -> TextIOWrapper:
         handle = os.open(self.baseFilename, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         return os.fdopen(handle, "a", encoding="utf-8")
+
+
+def doors_or_reason(
+    site: SiteFolder, study: Study, *, durability: Durability = "call", clock: Callable[[], datetime] = _now
+) -> Doors | str:
+    """The site's door for a study once its ledger is verified, or the sentence that says why it stays closed."""
+    if (site.folder / "network" / "halted").exists():
+        return HALTED
+    try:
+        door = open_doors(site, study, durability=durability, clock=clock)
+    except MappingError:
+        return TABLE_CHANGED if site.table_folder(study.hash).exists() else NO_TABLE
+    except (PolicyViolation, LedgerError, sqlite3.Error):
+        return NOT_READABLE
+    try:
+        verify_ledger(door.store.db, site.name)
+    except LedgerError:
+        door.store.db.close()
+        return LEDGER_CHANGED
+    return door
 
 
 def find_sites(consortium: Path) -> dict[str, SiteFolder]:
@@ -88,30 +111,20 @@ class SiteFolders:
         self.folders = find_sites(consortium)
         self.doors: dict[str, Doors] = {}
         self.closed: dict[str, str] = {}
-        self._logs: list[_SiteLog] = []
+        self._logs: list[SiteLog] = []
         for name in study.sites.invited:
             if name not in self.folders:
                 self.closed[name] = NOT_HERE
                 continue
-            try:
-                door = open_doors(self.folders[name], study, durability=durability, clock=clock)
-            except MappingError:
-                built = self.folders[name].table_folder(study.hash).exists()
-                self.closed[name] = TABLE_CHANGED if built else NO_TABLE
+            door = doors_or_reason(self.folders[name], study, durability=durability, clock=clock)
+            if isinstance(door, str):
+                self.closed[name] = door
                 continue
-            except (PolicyViolation, LedgerError, sqlite3.Error):
-                self.closed[name] = NOT_READABLE
-                continue
-            try:
-                verify_ledger(door.store.db, name)
-            except LedgerError:
-                self.closed[name] = LEDGER_CHANGED
-                door.store.db.close()
-            else:
-                self.doors[name] = door
-                self._logs.append(_SiteLog(self.folders[name]))
-                log.addHandler(self._logs[-1])
+            self.doors[name] = door
+            self._logs.append(SiteLog(self.folders[name]))
+            log.addHandler(self._logs[-1])
         self.sites = tuple(study.sites.invited)
+        self.study = study
 
     @property
     def tables(self) -> dict[str, StudyTable]:
@@ -130,6 +143,38 @@ class SiteFolders:
                 yield from self.doors[name].answer(call, {name: mine}).items()
             else:
                 yield name, Failure("unreachable", self.closed.get(name, NOT_HERE))
+
+    def facts(self, run: str, heads: Heads) -> dict[str, SiteFacts]:
+        """Of every invited site, read from its own ledger."""
+        return {name: self._facts(name, run, heads) for name in self.sites}
+
+    def _facts(self, name: str, run: str, heads: Heads) -> SiteFacts:
+        folder = self.folders.get(name)
+        title = {lang: folder.title(lang) if folder else name for lang in ("en", "zh")}
+        if name not in self.doors:
+            return SiteFacts(title, self.closed.get(name))
+        door = self.doors[name]
+        db, access = door.store.db, door.sites[name]
+        approval, head, ledger = door.standing_approval(name), door.store.heads().get(name), None
+        if head is not None:
+            verified = True
+            try:
+                verify_ledger(db, name, heads[name][0] if name in heads else None)
+            except LedgerError:
+                verified = False
+            ledger = {"rows": head.number + 1, "head": head.hash, "verified": verified, "epsilon": head.spent}
+        return SiteFacts(
+            title,
+            releases=tuple(released(db, name, self.study.hash, run)),
+            # Beside the values in a call it would tell how many patients there are, which noise hides.
+            patients=access.table.on("all").patients if self.study.privacy.epsilon is None else None,
+            approval=None
+            if approval is None
+            else {"until": approval.until, "hash": approval.study, "table_version": approval.table_version},
+            ledger=ledger,
+            minimum_cell=minimum_cell(access.policy, self.study),
+            usual_minimum=access.policy.minimum_cell >= Policy().minimum_cell,
+        )
 
     def close(self) -> None:
         for door in self.doors.values():

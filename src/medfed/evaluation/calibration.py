@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
+from scipy import special
 
 from medfed.evaluation.intervals import Estimate, wald
 
@@ -64,8 +64,8 @@ def observed_to_expected(
         raise ValueError("observed over expected needs a positive number of expected events")
     tail = (1 - level) / 2
     if rows is None:
-        low = 0.0 if observed == 0 else float(stats.gamma.ppf(tail, observed))
-        high = float(stats.gamma.isf(tail, observed + 1))
+        low = 0.0 if observed == 0 else float(special.gammaincinv(observed, tail))
+        high = float(special.gammainccinv(observed + 1, tail))
     else:
         low = 0.0 if observed == 0 else rows * float(special.betaincinv(observed, rows - observed + 1, tail))
         high = rows if observed == rows else rows * float(special.betaincinv(observed + 1, rows - observed, 1 - tail))

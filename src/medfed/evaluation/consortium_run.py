@@ -1,4 +1,4 @@
-"""A study over the site folders of one consortium: run, figures, report, model files."""
+"""A study over the sites of one consortium, on this machine or over a network: run, figures, report, model files."""
 
 import json
 from collections.abc import Mapping
@@ -10,15 +10,14 @@ from typing import Any
 
 from medfed import __version__
 from medfed.canonical import write_atomically
+from medfed.engines.facts import ConsortiumEngine, Heads, SiteFacts
 from medfed.engines.site_folders import SiteFolders
-from medfed.errors import LedgerError
 from medfed.evaluation.outcome import coefficient_table, effect_figures, fitted_model, prediction_figures, site_alarms
 from medfed.evaluation.report import write_report
 from medfed.evaluation.report_data import plain
 from medfed.evaluation.study_run import StudyRun
-from medfed.federation.gate import REPLY_NOT_LISTED, SITE_TERMS, minimum_cell
-from medfed.federation.ledger import Durability, released, verify_ledger
-from medfed.federation.policy import Policy
+from medfed.federation.gate import REPLY_NOT_LISTED, SITE_TERMS
+from medfed.federation.ledger import Durability
 from medfed.federation.runner import Listener, Runner
 from medfed.models.linear import LinearModel
 from medfed.study import Study
@@ -37,6 +36,15 @@ class ConsortiumRun:
     result: Mapping[str, Any]
 
 
+def open_engine(consortium: Path, study: Study, *, durability: Durability = "call") -> ConsortiumEngine:
+    """The engine of a consortium's folder: its network, where `medfed consortium init` made one; else its site folders."""
+    if (consortium / "coordinator" / "network" / "roster.json").exists():
+        from medfed.engines.nvflare.engine import Networked
+
+        return Networked(consortium, study)
+    return SiteFolders(consortium, study, durability=durability)
+
+
 def run_consortium(
     consortium: Path,
     study: Study,
@@ -46,7 +54,7 @@ def run_consortium(
     listener: Listener | None = None,
 ) -> ConsortiumRun:
     """Run (or go on with) a study and write everything below coordinator/runs/RUN. Raises FederationError if it stops."""
-    engine = SiteFolders(consortium, study, durability=durability)
+    engine = open_engine(consortium, study, durability=durability)
     try:
         runner = Runner(
             consortium / "coordinator",
@@ -99,11 +107,12 @@ def _counted(study: Study, result: Mapping[str, Any]) -> list[str]:
 def _report(
     study: Study,
     run: str,
-    engine: SiteFolders,
+    engine: ConsortiumEngine,
     result: Mapping[str, Any],
-    heads: Mapping[str, Any],
+    heads: Heads,
     started: str,
 ) -> dict[str, Any]:
+    facts = engine.facts(run, heads)
     counted = _counted(study, result)
     reasons = dict(result["fitted"].get("held_back") or {})
     for name, judged in (result["evaluation"].get("judged") or {}).items():
@@ -128,17 +137,17 @@ def _report(
         "started": started,
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
         "medfed": __version__,
-        "what_if": any(door.sites[s].policy.minimum_cell < Policy().minimum_cell for s, door in engine.doors.items()),
+        "what_if": not all(site.usual_minimum for site in facts.values()),
         "protection": engine.protections[-1],
         "epsilon": study.privacy.epsilon,
         "delta": study.privacy.delta,
         "minimum_cell": max(
-            [minimum_cell(door.sites[s].policy, study) for s, door in engine.doors.items()],
+            [site.minimum_cell for site in facts.values() if site.minimum_cell is not None],
             default=study.privacy.minimum_cell,
         ),
-        "sites": [_site(study, engine, name, counted, reasons) for name in study.sites.invited],
+        "sites": [_site(facts[name], name, counted, reasons) for name in study.sites.invited],
         "kind": study.task.kind,
-        **_leaving(study, engine, run, heads),
+        **_leaving(facts),
     }
     curve = list(result["fitted"].get("curve") or ())
     if len(curve) > 1:
@@ -153,7 +162,7 @@ def _report(
         tables = {site: table for site, table in engine.tables.items() if site in counted}
         if not apart and any(sites != counted for sites in fits):
             tables = {}
-        minimum = {site: minimum_cell(engine.doors[site].sites[site].policy, study) for site in tables}
+        minimum = {site: facts[site].minimum_cell or study.privacy.minimum_cell for site in tables}
         report["prediction"] = prediction_figures(study, result, tables=tables, minimum=minimum)
         report["prediction"]["coefficients"] = coefficient_table(study, result["fitted"])
         report["alarms"] = site_alarms(study, result["evaluation"]["judged"])
@@ -164,41 +173,20 @@ def _both(study: Study, text: Any) -> dict[str, str]:
     return {lang: study.text(text, lang) for lang in ("en", "zh")}
 
 
-def _site(
-    study: Study, engine: SiteFolders, name: str, counted: list[str], reasons: Mapping[str, Any]
-) -> dict[str, Any]:
-    folder = engine.folders.get(name)
-    title = {lang: folder.title(lang) if folder else name for lang in ("en", "zh")}
+def _site(facts: SiteFacts, name: str, counted: list[str], reasons: Mapping[str, Any]) -> dict[str, Any]:
     if name in counted:
-        return {"name": name, "title": title, "counted": True, "reason": None}
-    reason = engine.closed.get(name) or (reasons.get(name) or {}).get("reason") or "the site did not answer"
-    return {"name": name, "title": title, "counted": False, "reason": reason}
+        return {"name": name, "title": facts.title, "counted": True, "reason": None}
+    reason = facts.closed or (reasons.get(name) or {}).get("reason") or "the site did not answer"
+    return {"name": name, "title": facts.title, "counted": False, "reason": reason}
 
 
-def _leaving(study: Study, engine: SiteFolders, run: str, heads: Mapping[str, Any]) -> dict[str, Any]:
-    """What left each site in this run, its approval, and whether its ledger holds: read from the sites' own ledgers."""
-    releases, approvals, ledgers = [], [], []
-    for name, door in engine.doors.items():
-        db, access = door.store.db, door.sites[name]
-        patients = access.table.on("all").patients
-        for found in released(db, name, study.hash, run):
-            releases.append(
-                {"site": name, "step": found.step, "calls": found.calls, "values": found.values, "bytes": found.bytes,
-                 # Beside the values in a call it would tell how many patients there are, which noise hides.
-                 "values_per_patient": found.values / patients if study.privacy.epsilon is None else None}
-            )  # fmt: skip
-        approval = door.standing_approval(name)
-        if approval is not None:
-            approvals.append(
-                {"site": name, "until": approval.until, "hash": approval.study, "table_version": approval.table_version}
-            )
-        known = heads[name][0] if name in heads else None
-        head, verified = door.store.heads().get(name), True
-        try:
-            verify_ledger(db, name, known)
-        except LedgerError:
-            verified = False
-        if head is not None:
-            ledgers.append({"site": name, "rows": head.number + 1, "head": head.hash, "verified": verified,
-                            "epsilon": head.spent})  # fmt: skip
+def _leaving(facts: Mapping[str, SiteFacts]) -> dict[str, Any]:
+    """What left each site in this run, its approval, and whether its ledger holds: the sites' own ledgers say so."""
+    releases = [
+        {"site": name, "step": found.step, "calls": found.calls, "values": found.values, "bytes": found.bytes,
+         "values_per_patient": found.values / site.patients if site.patients else None}
+        for name, site in facts.items() for found in site.releases
+    ]  # fmt: skip
+    approvals = [{"site": name, **site.approval} for name, site in facts.items() if site.approval]
+    ledgers = [{"site": name, **site.ledger} for name, site in facts.items() if site.ledger]
     return {"releases": releases, "approvals": approvals, "ledgers": ledgers}

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, special, stats
+from scipy import special
 
 from medfed.evaluation.intervals import normal_quantile, two_sided_p
 
@@ -163,6 +163,8 @@ def _auc_interval(value: float, error: float, m: float, n: float, level: float) 
         return (value - theta) ** 2 - z * z * theta * (1 - theta) * pairs / (m * n)
 
     tiny = 1e-12
+    from scipy import optimize  # half a second, for one root: not when the command starts
+
     low = 0.0 if value <= tiny else float(optimize.brentq(distance, tiny, value - tiny))
     high = 1.0 if value >= 1 - tiny else float(optimize.brentq(distance, value + tiny, 1 - tiny))
     return low, high
@@ -174,6 +176,8 @@ def _placements(scores: ArrayLike, outcome: ArrayLike) -> tuple[FloatArray, Floa
     m, n = int(event.sum()), int((~event).sum())
     if min(m, n) == 0:
         return np.zeros(m), np.zeros(n)
+    from scipy import stats
+
     ranks = stats.rankdata(score)
     return (
         (ranks[event] - stats.rankdata(score[event])) / n,

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, special
+from scipy import special
 
 from medfed.evaluation.calibration import RiskSums
 
@@ -138,6 +138,8 @@ def _power(freedom: int, level: float, noncentrality: float) -> float:
 
 @lru_cache(maxsize=256)
 def _noncentrality(freedom: int, level: float, power: float) -> float:
+    from scipy import optimize
+
     return float(optimize.brentq(lambda value: _power(freedom, level, value) - power, 1e-3, 1e4))
 
 

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medfed.canonical import write_atomically
-from medfed.data.build import read_for_prediction, read_outcomes
 from medfed.data.site_folder import SiteFolder
 from medfed.errors import MappingError
 from medfed.evaluation.calibration import RiskSums, observed_to_expected, risk_sums
@@ -69,6 +68,7 @@ def apply_model(site: SiteFolder, study: Study, model: LinearModel) -> Applied:
         raise MappingError(
             f"the model belongs to another study than {study.name!r} as it stands; use the study it came with"
         )
+
     found = read_for_prediction(site, study)
     patients, raw, complete = found.patients, found.features, found.complete
     outside = found.outside | model.outside(raw)
@@ -148,6 +148,7 @@ def feed_back(site: SiteFolder, study: Study, model: LinearModel, outcomes: Path
     if model.kind != "logistic":
         raise MappingError("outcomes are compared with risks, and this model predicts a number, not a risk")
     predictions = read_predictions(site, model)
+
     fresh = read_outcomes(site, study, outcomes)
     path = site.folder / "feedback" / f"{model.hash[:16]}.json"
     stored: dict[str, float] = _stored(path)
@@ -176,5 +177,6 @@ def watch_inputs(site: SiteFolder, study: Study, model: LinearModel) -> list[Inp
     reference = _stored(predictions_path(site, model).with_suffix(".inputs.json"))
     if not reference:
         raise MappingError(f"site {site.name!r} has not applied this model yet; run `medfed site apply` first")
+
     found = read_for_prediction(site, study)
     return input_drift(reference, _input_table(study, model, found.features[found.complete]))

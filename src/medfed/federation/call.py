@@ -1,10 +1,11 @@
 """What travels between coordinator and site: a call, one site's own part of it, and an answer or a failure."""
 
+import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -41,6 +42,7 @@ class Call:
     protection: Protection = "plain"
     phase: Phase = "answer"
     charge: Charge | None = None
+    inputs_hash: str = field(default="", compare=False, repr=False)
 
     @cached_property
     def key(self) -> str:
@@ -53,8 +55,14 @@ class Call:
         return (self.run.partition("/")[2], self.round, self.step, self.ordinal)
 
     @cached_property
+    def inputs_packed(self) -> bytes:
+        """The inputs as they travel to a site that has none of its own."""
+        return pack({"inputs": dict(self.inputs), "each": {}})
+
+    @cached_property
     def inputs_digest(self) -> str:
-        return digest(pack(self.inputs))
+        """SHA-256 of ``inputs_packed``; ``inputs_hash`` where an engine has verified it already."""
+        return self.inputs_hash or hashlib.sha256(self.inputs_packed).hexdigest()
 
     @cached_property
     def digest(self) -> str:
@@ -85,6 +93,21 @@ class Failure:
     reason: str
 
 
+@dataclass(frozen=True)
+class Waiting:
+    """How a site stands that has not answered yet. since, until: unix seconds.
+
+    state: "asked" (nothing unusual), "working" (its step runs) or "away" (why says it). until: when it is left out, or the
+    run stops.
+    """
+
+    site: str
+    state: Literal["asked", "working", "away"]
+    since: float
+    why: str
+    until: float
+
+
 class Answer:
     """A sealed answer: its bytes, and what they hold."""
 
@@ -113,6 +136,13 @@ class Engine(Protocol):
     def exchange(
         self, call: Call, own: Mapping[str, Own], deadline: float | None = None
     ) -> Iterator[tuple[str, Answer | Failure]]: ...
+
+
+@runtime_checkable
+class TellsOfWaiting(Protocol):
+    """An engine that waits, and says of each site how it stands meanwhile. ``on_wait`` is the runner's to set."""
+
+    on_wait: Callable[[Waiting], None]
 
 
 def check_inputs(step: Step, call: Call, study_sizes: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,7 @@
 """Executes runs: rounds, journal, checkpoints. After a crash ``execute`` again, and the run goes on as if undisturbed."""
 
 import dataclasses
-import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,12 +10,13 @@ from typing import Any
 from medfed.canonical import pack, unpack
 from medfed.errors import FederationError, MedfedError
 from medfed.federation.budget import Charge
-from medfed.federation.call import RUN_PATH, Answer, Call, Engine, Failure, Own, Protection
+from medfed.federation.call import RUN_PATH, Answer, Call, Engine, Failure, Own, Protection, TellsOfWaiting, Waiting
 from medfed.federation.federation import Federation
 from medfed.federation.ledger import Durability, SignedHead, is_head_signed
 from medfed.federation.packages import Method
 from medfed.federation.private import charges_of
-from medfed.federation.store import RunnerStore, is_locked
+from medfed.federation.status import StatusFile
+from medfed.federation.store import RunnerStore
 from medfed.study import Study
 
 
@@ -32,9 +31,11 @@ class Progress:
     site: str = ""
     failure: Failure | None = None
     sites: tuple[str, ...] = ()
+    waiting: Waiting | None = None
 
 
 ROUNDS_BETWEEN_HEADS = 16
+HEADS_WAIT = 5.0
 Listener = Callable[[Progress], None]
 
 
@@ -51,9 +52,10 @@ class _Run:
 
     def exchange(self, call: Call, own: Mapping[str, Own]) -> Iterator[tuple[str, Answer | Failure]]:
         runner = self.runner
-        runner.status.begin(call.run, call.round, call.step, call.roster)
+        seconds, minimum = self.study.sites.deadline_seconds, min(self.study.sites.minimum, len(call.roster))
+        runner.status.begin(call.run, call.round, call.step, call.roster, seconds=seconds, minimum=minimum)
         runner.tell("asked", call.run, call.round, call.step, sites=call.roster)
-        for site, answer in runner.engine.exchange(call, own, None):
+        for site, answer in runner.engine.exchange(call, own, seconds):
             runner.status.answered(site)
             runner.tell("answered", call.run, call.round, call.step, site, answer)
             yield site, answer
@@ -95,7 +97,9 @@ class Runner:
         self.clock = clock
         self.charges: Mapping[str, Charge] = {}
         self.store = RunnerStore(folder, durability)
-        self.status = _StatusFile(folder)
+        self.status = StatusFile(folder)
+        if isinstance(engine, TellsOfWaiting):
+            engine.on_wait = self._waits
 
     def close(self) -> None:
         self.store.close()
@@ -114,6 +118,11 @@ class Runner:
         if self.listener is not None:
             failure = answer if isinstance(answer, Failure) else None
             self.listener(Progress(kind, path, round_, step, site, failure, sites))
+
+    def _waits(self, waiting: Waiting) -> None:
+        self.status.waits(waiting)
+        if self.listener is not None:
+            self.listener(Progress("waits", "", 0, site=waiting.site, waiting=waiting))
 
     def execute(self, method: Method, run: str = "main") -> Mapping[str, Any]:
         """Run a method to its end (or go on with it) and return its result.
@@ -192,7 +201,7 @@ class Runner:
         call = Call(self.study.hash, "", 0, "", 0, "all", tuple(sites), {}, phase="head")
         before = self.store.heads()
         fresh: list[tuple[SignedHead, str]] = []
-        for site, answer in self.engine.exchange(call, dict.fromkeys(sites, Own()), None):
+        for site, answer in self.engine.exchange(call, dict.fromkeys(sites, Own()), HEADS_WAIT):
             if isinstance(answer, Failure):
                 continue
             values = answer.values
@@ -221,98 +230,3 @@ def _restored(kind: type, tree: Mapping[str, Any]) -> Any:
         raise FederationError(
             "the checkpoint belongs to another version of the method; start a new run, or run it with that version"
         ) from None
-
-
-class _StatusFile:
-    """What the runner is doing, in a small file rewritten in place; true only while the lock is held.
-
-    One line of JSON, then one character for each site asked: "." while it is waited for, "+" once it has answered
-    (one byte written, so that an answer costs a microsecond).
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "now"
-        self._handle: int | None = None
-        self._where: dict[str, int] = {}
-
-    def begin(self, path: str, round_: int, step: str = "", sites: Sequence[str] = ()) -> None:
-        if self._handle is None:
-            self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
-        head = json.dumps({"path": path, "round": round_, "step": step, "sites": list(sites)}) + "\n"
-        data = (head + "." * len(sites)).encode()
-        os.pwrite(self._handle, data, 0)
-        os.ftruncate(self._handle, len(data))
-        start = len(data) - len(sites)
-        self._where = {site: start + index for index, site in enumerate(sites)}
-
-    def answered(self, site: str) -> None:
-        if self._handle is not None and site in self._where:
-            os.pwrite(self._handle, b"+", self._where[site])
-
-    def clear(self) -> None:
-        if self._handle is not None:
-            os.close(self._handle)
-            self._handle = None
-        self.path.unlink(missing_ok=True)
-
-
-def _read_status(folder: Path) -> dict[str, Any]:
-    try:
-        head, _, marks = (folder / "now").read_text().partition("\n")
-        now: dict[str, Any] = json.loads(head)
-    except (OSError, ValueError):
-        return {}
-    now["waiting"] = [site for site, mark in zip(now["sites"], marks, strict=False) if mark == "."]
-    return now
-
-
-@dataclass(frozen=True)
-class RunStatus:
-    """What is true of a run now. state: running | interrupted | stopped | finished."""
-
-    run: str
-    study: str
-    state: str
-    reason: str
-    rounds_finished: int
-    calls_journaled: int
-    open_round: int | None
-    step: str
-    waiting: tuple[str, ...]
-    started: str
-    ended: str
-
-
-def status_of(folder: Path) -> list[RunStatus]:
-    """Every run of a coordinator's folder. A dead runner's run is "interrupted", never "running"."""
-    store = RunnerStore(folder, read_only=True)
-    try:
-        alive = is_locked(folder)
-        now = _read_status(folder) if alive else {}
-        statuses = []
-        for row in store.runs():
-            saved = store.checkpoint(row["run"])
-            rounds = saved[0] if saved else 0
-            state = row["state"]
-            # One lock a folder: of the runs marked running, only the one that the runner speaks of is alive.
-            if state == "running" and str(now.get("path", "")).partition("/")[0] != row["run"]:
-                state = "interrupted"
-            mine = now if state == "running" and str(now.get("path", "")).partition("/")[0] == row["run"] else {}
-            statuses.append(
-                RunStatus(
-                    run=row["run"],
-                    study=row["study"],
-                    state=state,
-                    reason=row["reason"],
-                    rounds_finished=rounds,
-                    calls_journaled=len(store.calls(row["run"])),
-                    open_round=rounds + 1 if state in ("running", "interrupted", "stopped") else None,
-                    step=str(mine.get("step", "")),
-                    waiting=tuple(mine.get("waiting", ())),
-                    started=row["started"],
-                    ended=row["ended"],
-                )
-            )
-        return statuses
-    finally:
-        store.close()

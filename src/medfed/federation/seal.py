@@ -198,7 +198,7 @@ class SiteStore:
                 if site in over:
                     continue
                 head = heads[site]
-                payload, size = hashlib.sha256(data).hexdigest(), len(data)
+                payload, size = file or hashlib.sha256(data).hexdigest(), len(data)
                 cost = spent[site] - head.spent
                 hash_ = row_hash(
                     head.hash, site, head.number + 1, "release", call.key, call.study, call.part, "", digests[site],

@@ -14,6 +14,7 @@ from typing import Any
 
 from medfed.canonical import pack, unpack
 from medfed.errors import FederationError, LedgerError
+from medfed.federation.blobs import BlobFolder
 from medfed.federation.ledger import Durability, SignedHead
 
 _SCHEMA = """
@@ -32,6 +33,7 @@ class RunnerStore:
     def __init__(self, folder: Path, durability: Durability = "call", *, read_only: bool = False) -> None:
         self.folder = folder
         self.path = folder / "runner.db"
+        self.blobs = BlobFolder(folder / "runner.blobs")
         self._lock: int | None = None
         none_started = FederationError(f"{folder}: no run was ever started here; start one with `medfed run`")
         if read_only:
@@ -109,10 +111,15 @@ class RunnerStore:
 
     def journaled(self, key: str) -> tuple[str, Mapping[str, Any]] | None:
         row = self.db.execute("select question, outcome from journal where call=?", (key,)).fetchone()
-        return (row[0], unpack(row[1])) if row else None
+        if row is None:
+            return None
+        # A large outcome lies in a synced file, and its row holds the file's name as text.
+        data = self.blobs.read(None, row[1]) if isinstance(row[1], str) else row[1]
+        return row[0], unpack(data)
 
     def journal(self, key: str, run: str, round_: int, question: str, outcome: Mapping[str, Any]) -> None:
-        self._write("insert into journal values(?,?,?,?,?)", (key, run, round_, question, pack(outcome)))
+        inline, file = self.blobs.place(pack(outcome))
+        self._write("insert into journal values(?,?,?,?,?)", (key, run, round_, question, file or inline))
 
     def checkpoint(self, path: str) -> tuple[int, dict[str, dict[str, str]], dict[str, Any]] | None:
         """Round, counted pointers and state of a run path. FederationError when the stored state is damaged."""

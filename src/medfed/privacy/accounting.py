@@ -12,9 +12,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from scipy.optimize import brentq
-from scipy.special import log_ndtr
-
 from medfed.errors import LedgerError
 
 # Added to every epsilon: covers the grid under the noise (``noise.discreteness`` at 2^30 and 2.8 billion values) and
@@ -109,6 +106,8 @@ def rdp_epsilon(events: Events, delta: float, orders: Sequence[int] | None = Non
 
 def gaussian_delta(noise: float, epsilon: float) -> float:
     """Smallest delta of one Gaussian event at ``epsilon`` (Balle and Wang 2018, theorem 8)."""
+    from scipy.special import log_ndtr
+
     first = log_ndtr(0.5 / noise - epsilon * noise)
     second = epsilon + log_ndtr(-0.5 / noise - epsilon * noise)
     return float(math.exp(first) * -math.expm1(min(second - first, 0.0)))
@@ -116,6 +115,8 @@ def gaussian_delta(noise: float, epsilon: float) -> float:
 
 def gaussian_epsilon(noise: float, delta: float) -> float:
     """Smallest epsilon of one Gaussian event, by inverting ``gaussian_delta``: exact, for plans and checks."""
+    from scipy.optimize import brentq
+
     if gaussian_delta(noise, 0.0) <= delta:
         return 0.0
     high = 1.0
@@ -126,6 +127,8 @@ def gaussian_epsilon(noise: float, delta: float) -> float:
 
 def gaussian_noise(epsilon: float, delta: float) -> float:
     """Noise of the one Gaussian event that spends ``epsilon``: 3.7306316 for 1 at 1e-5."""
+    from scipy.optimize import brentq
+
     low, high = 1e-3, 1.0
     while gaussian_delta(high, epsilon) > delta:
         high *= 2.0

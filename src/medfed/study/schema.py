@@ -164,16 +164,21 @@ class Evaluation(Declared):
 
 
 class Sites(Declared):
-    """Who is invited, and how few may answer."""
+    """Who is invited, how few may answer, and how long a call waits for one that is away."""
 
     invited: tuple[Name, ...]
     minimum: int = Field(default=2, ge=1)
+    deadline_minutes: float = Field(default=10.0, gt=0, le=60 * 24 * 30)
 
     @model_validator(mode="after")
     def _somebody(self) -> Self:
         if not self.invited:
             raise ValueError("invited: nobody is invited; name the sites, as in [north, south]")
         return self
+
+    @property
+    def deadline_seconds(self) -> float:
+        return 60.0 * self.deadline_minutes
 
 
 class Limits(Declared):

@@ -1,0 +1,5 @@
+"""``python -m medfed``: the command ``medfed``."""
+
+from medfed.cli.main import run_command
+
+run_command()

@@ -1,0 +1,263 @@
+"""The engine between institutions: puts a call to every site over NVFLARE, and waits as long as the study says.
+
+A site's answer is asked for in short questions, so that it is known at every moment whether the site works, is silent or is
+away; whatever breaks in between, the same question is asked again, and the site gives the bytes that it has sealed.
+"""
+
+import json
+import logging
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medfed.data.table import StudyTable
+from medfed.engines.facts import Heads, SiteFacts
+from medfed.engines.nvflare.channel import Channel, Unanswered, coordinator_sealer, hash_of, payload_of
+from medfed.engines.nvflare.consortium import Network
+from medfed.engines.nvflare.envelope import Message
+from medfed.engines.nvflare.frames import CHUNK, SWITCH_SECONDS
+from medfed.engines.nvflare.parts import Incoming
+from medfed.engines.nvflare.wire import call_blob, call_content, read_failure
+from medfed.federation.call import Answer, Call, Failure, Own, Protection, Waiting
+from medfed.federation.ledger import Released
+from medfed.study import Study
+
+log = logging.getLogger("medfed.engine")
+
+PATIENCE = 15.0
+LONG_POLL = 8.0
+AGAIN_AFTER = 0.25
+FACTS_WAIT = 5.0
+# A site that was left out is asked again with every call, but not waited for.
+GRACE_FOR_THE_AWAY = 2.0
+
+WHY = {
+    "no dispatcher": "the coordinator's dispatcher is not up; its service starts it again",
+    "not in the dispatcher": "the site is not connected",
+    "gone": "the site's processes went away",
+    "silent": "the site does not answer",
+    "not verified": "what came back could not be verified",
+    "refused": "the site did not accept the message; its clock, kit or version may be off",
+}
+
+
+@dataclass
+class _Asked:
+    """One site's question: when it gives up, how it stands."""
+
+    until: float
+    since: float
+    worked: bool = False
+
+
+class Networked:
+    """Carries calls to the sites of a network. ``on_wait`` is told when a site is not simply answering."""
+
+    protections: tuple[Protection, ...] = ("plain",)
+
+    def __init__(self, consortium: Path, study: Study) -> None:
+        self.network = Network(consortium)
+        self.study = study
+        self.members = self.network.members()
+        self.sites = tuple(study.sites.invited)
+        self.on_wait: Callable[[Waiting], None] = lambda waiting: None
+        self._sealer = coordinator_sealer(self.network.keys, self.network.identity())
+        self._channels = {
+            site: Channel(self.network.relay, self._sealer, site, self.members[site].public_key)
+            for site in self.sites
+            if site in self.members and self.members[site].state == "joined"
+        }
+        # A folder for each site: two of them may send the same bytes.
+        self._incoming = {site: Incoming(self.network.folder / "incoming" / site) for site in self._channels}
+        self._away: set[str] = set()
+        self._reasons: dict[str, str] = {}
+        self._closing = threading.Event()
+        self._pool = ThreadPoolExecutor(max(len(self._channels), 1), thread_name_prefix="site")
+        sys.setswitchinterval(SWITCH_SECONDS)
+
+    def use_relay(self, relay: Path) -> None:
+        """Speak to another socket than the dispatcher's: a fault proxy's, or a recorder's."""
+        for channel in self._channels.values():
+            channel.relay = relay
+
+    @property
+    def public_keys(self) -> dict[str, str]:
+        return {site: self.members[site].public_key for site in self._channels}
+
+    def exchange(
+        self, call: Call, own: Mapping[str, Own], deadline: float | None = None
+    ) -> Iterator[tuple[str, Answer | Failure]]:
+        """Answers as they come. deadline: seconds to wait for a site; by default the study's."""
+        seconds = deadline if deadline is not None else self.study.sites.deadline_seconds
+        answers: queue.SimpleQueue[tuple[str, Answer | Failure]] = queue.SimpleQueue()
+        shared = call_content(call)
+        common = call_blob(call, Own()) if not any(mine.each for mine in own.values()) else None
+        known = call.inputs_digest if common is not None else ""
+        for site, mine in own.items():
+            if site not in self._channels:
+                answers.put((site, Failure("unreachable", self._not_a_member(site))))
+                continue
+            content = shared | {"kept": mine.kept, "settled": mine.settled}
+            blob = common if common is not None else call_blob(call, mine)
+            asked = _Asked(
+                time.time() + (min(GRACE_FOR_THE_AWAY, seconds) if site in self._away else seconds), time.time()
+            )
+            self._pool.submit(self._ask, site, content, blob, known or hash_of(blob), asked, answers)
+        for _ in own:
+            site, answer = answers.get()
+            if call.phase != "head":
+                late = isinstance(answer, Failure) and answer.kind in ("late", "unreachable")
+                (self._away.add if late else self._away.discard)(site)
+            yield site, answer
+
+    def _not_a_member(self, site: str) -> str:
+        member = self.members.get(site)
+        if member is None:
+            return "the site was not invited into this consortium"
+        return "the site was removed" if member.state == "removed" else "the site has a kit but has not joined yet"
+
+    def _ask(
+        self,
+        site: str,
+        content: dict[str, Any],
+        blob: bytes,
+        blob_hash: str,
+        asked: _Asked,
+        answers: "queue.SimpleQueue[Any]",
+    ) -> None:
+        try:
+            answers.put((site, self._until_answered(self._channels[site], content, blob, blob_hash, asked)))
+        except BaseException as problem:  # the iterator must hear of every site, whatever happens here
+            log.exception("site %s could not be asked", site)
+            answers.put((site, Failure("failed", "the coordinator could not ask the site")))
+            if not isinstance(problem, Exception):
+                raise
+
+    def _until_answered(
+        self, line: Channel, content: dict[str, Any], blob: bytes, blob_hash: str, asked: _Asked
+    ) -> Answer | Failure:
+        site, failing, pause = line.site, 0.0, AGAIN_AFTER
+        while not self._closing.is_set():
+            left = asked.until - time.time()
+            if left <= 0:
+                break
+            try:
+                found = self._one_question(
+                    line, content, blob, blob_hash, wait=min(LONG_POLL, left), patience=min(PATIENCE, left + 3)
+                )
+            except Unanswered as problem:
+                failing = failing or time.time()
+                why = self._explain(site, problem.why)
+                self.on_wait(Waiting(site, "away", failing, why, asked.until))
+                self._closing.wait(min(pause, max(left, 0)))
+                pause = min(2 * pause, 1.0)
+                continue
+            failing, pause = 0.0, AGAIN_AFTER
+            if found is None:
+                asked.worked = True
+                self.on_wait(Waiting(site, "working", asked.since, "", asked.until))
+                continue
+            return found
+        minutes = f"{self.study.sites.deadline_seconds / 60:g}"
+        if asked.worked:
+            return Failure("late", f"the site was still working when the deadline of {minutes} minutes had passed")
+        return Failure("unreachable", f"{self._last(site)}, and the deadline of {minutes} minutes has passed")
+
+    def _one_question(
+        self, line: Channel, content: dict[str, Any], blob: bytes, blob_hash: str, *, wait: float, patience: float
+    ) -> Answer | Failure | None:
+        """The site's answer; None while it works."""
+        asked = content | {"wait": wait}
+        if len(blob) > CHUNK:
+            line.put(blob, blob_hash, timeout=patience)
+            asked["whole"], blob, blob_hash = blob_hash, b"", ""
+        reply = line.ask(Message("call", asked, blob, blob_hash=blob_hash), timeout=wait + 7.0)
+        state = reply.content.get("state")
+        if state == "working":
+            return None
+        if state == "failure":
+            return read_failure(reply.content)
+        if state != "answer":
+            raise Unanswered("not verified")
+        payload, size = payload_of(reply.content)
+        data: Any = (
+            reply.blob if size <= CHUNK else line.fetch(payload, size, self._incoming[line.site], timeout=patience)
+        )
+        if len(data) != size or (size <= CHUNK and reply.blob_hash != payload):
+            raise Unanswered("not verified")
+        return Answer(data)
+
+    def _explain(self, site: str, why: str) -> str:
+        """Our sentence, or a better one that the coordinator's service has."""
+        text = WHY[why]
+        if why in ("not in the dispatcher", "silent", "gone"):
+            try:
+                known = json.loads(self.network.state_path.read_text())["sites"][site]
+                if known.get("state") == "away":
+                    text = str(known["why"])
+            except (OSError, ValueError, KeyError):
+                pass
+        self._reasons[site] = text
+        return text
+
+    def _last(self, site: str) -> str:
+        return self._reasons.get(site, WHY["silent"])
+
+    @property
+    def tables(self) -> dict[str, StudyTable]:
+        """None: no table is ever where the coordinator is."""
+        return {}
+
+    def facts(self, run: str, heads: Heads) -> dict[str, SiteFacts]:
+        """What the sites themselves say, signed; a site that is away has a title only."""
+        with ThreadPoolExecutor(max(len(self.sites), 1)) as pool:
+            return dict(zip(self.sites, pool.map(lambda site: self._facts(site, run, heads), self.sites), strict=True))
+
+    def _facts(self, site: str, run: str, heads: Heads) -> SiteFacts:
+        title = {lang: self.network.title(site, lang) for lang in ("en", "zh")}
+        line = self._channels.get(site)
+        if line is None:
+            return SiteFacts(title, self._not_a_member(site))
+        try:
+            standing = line.ask(Message("standing", {"study": self.study.hash}), timeout=FACTS_WAIT).content
+            if standing.get("state") == "failure":
+                return SiteFacts(title)
+            found = line.ask(Message("facts", {"study": self.study.hash, "run": run}), timeout=FACTS_WAIT).content
+            approval = ledger = None
+            if standing["state"] == "approved":
+                approval = {
+                    "until": str(standing["until"]),
+                    "hash": self.study.hash,
+                    "table_version": str(standing["table_version"]),
+                }
+            if head := found.get("head"):
+                # Whole as far as this side can see: the site signed this end, or one before it, while it could still be checked.
+                verified = site in heads and heads[site][0].number <= int(head["number"])
+                ledger = {
+                    "rows": int(head["number"]) + 1,
+                    "head": str(head["hash"]),
+                    "verified": verified,
+                    "epsilon": float(head["spent"]),
+                }
+            return SiteFacts(
+                title,
+                releases=tuple(Released(**each) for each in found.get("releases", [])),
+                approval=approval,
+                ledger=ledger,
+                minimum_cell=int(standing["minimum_cell"]),
+                usual_minimum=bool(standing["usual_minimum"]),
+            )
+        except (Unanswered, KeyError, TypeError, ValueError):
+            return SiteFacts(title)
+
+    def close(self) -> None:
+        self._closing.set()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for channel in self._channels.values():
+            channel.close()

@@ -1,0 +1,83 @@
+"""Which sites a list of totals gives away: two totals that differ by one or two sites, and every other combination.
+
+A site judges this before it signs a survivor set, over the sets that its ledger holds for the same step and table,
+whatever the inputs were: near-equal inputs make near-equal totals. Where totals carry noise the rule is not needed.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from itertools import combinations
+
+from medfed.privacy.shares import PRIME
+
+
+def given_away(
+    new: Collection[str], earlier: Iterable[Collection[str]], *, visible: Collection[str] = ()
+) -> tuple[str, ...]:
+    """One or two sites whose terms the total over ``new`` would give away beside the earlier totals; () for none.
+
+    visible: sites whose own policy lets their terms be seen; a group of these alone is no reason to refuse.
+    """
+    before = [frozenset(sites) for sites in earlier]
+    known = set(exposed_groups(before))
+    for group in exposed_groups([*before, frozenset(new)]):
+        if group not in known and not set(group) <= set(visible):
+            return group
+    return ()
+
+
+def exposed_groups(totals: Iterable[Collection[str]]) -> tuple[tuple[str, ...], ...]:
+    """All groups of one or two sites for which some weighted sum of the totals holds nobody else's terms.
+
+    A weighted sum of totals is a vector of the row space of the 0/1 matrix (totals, sites). It is zero outside a pair of
+    sites exactly when their columns of a basis of the null space are parallel; outside one site, when its column is zero.
+    """
+    sets = sorted({frozenset(total) for total in totals if total}, key=sorted)
+    # Sites that were always counted together have one weight: a column of the matrix for each such block.
+    blocks: dict[tuple[bool, ...], list[str]] = {}
+    for site in sorted(frozenset().union(*sets)):
+        blocks.setdefault(tuple(site in total for total in sets), []).append(site)
+    columns = _null_space_columns([[int(pattern[row]) for pattern in blocks] for row in range(len(sets))], len(blocks))
+    small = [(sites, column) for sites, column in zip(blocks.values(), columns, strict=True) if len(sites) <= 2]
+    found = [tuple(sites) for sites, column in small if not any(column)]
+    singles = [(sites[0], column) for sites, column in small if len(sites) == 1 and any(column)]
+    for (one, first), (other, second) in combinations(singles, 2):
+        if _parallel(first, second):
+            found.append((one, other))
+    return tuple(sorted(found))
+
+
+def _parallel(first: Sequence[int], second: Sequence[int]) -> bool:
+    at = next(index for index, entry in enumerate(first) if entry)
+    return second[at] != 0 and all(
+        (a * second[at] - b * first[at]) % PRIME == 0 for a, b in zip(first, second, strict=True)
+    )
+
+
+def _null_space_columns(matrix: list[list[int]], width: int) -> list[list[int]]:
+    """For each column of the matrix, its entries in a basis of the null space, by Gauss and Jordan modulo 2**521 - 1.
+
+    Determinants of 0/1 matrices stay below that prime up to 180 rows (Hadamard's bound), so ranks are those over the
+    rational numbers, without fractions that grow.
+    """
+    rows = [list(row) for row in matrix]
+    pivots: list[int] = []
+    for column in range(width):
+        top = len(pivots)
+        found = next((row for row in range(top, len(rows)) if rows[row][column]), None)
+        if found is None:
+            continue
+        rows[top], rows[found] = rows[found], rows[top]
+        inverse = pow(rows[top][column], -1, PRIME)
+        rows[top] = [entry * inverse % PRIME for entry in rows[top]]
+        for row in range(len(rows)):
+            if row != top and (times := rows[row][column]):
+                rows[row] = [(entry - times * above) % PRIME for entry, above in zip(rows[row], rows[top], strict=True)]
+        pivots.append(column)
+    free = [column for column in range(width) if column not in pivots]
+    place = {column: row for row, column in enumerate(pivots)}
+    return [
+        [-rows[place[column]][other] % PRIME for other in free]
+        if column in place
+        else [int(column == other) for other in free]
+        for column in range(width)
+    ]
