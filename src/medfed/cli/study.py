@@ -14,8 +14,9 @@ from rich.table import Table
 from medfed.canonical import write_atomically
 from medfed.cli.console import AsJson, Language, out, print_json
 from medfed.errors import StudyError
-from medfed.evaluation.study_run import step_names
+from medfed.evaluation.study_run import StudyRun, step_names
 from medfed.federation.packages import find_method
+from medfed.federation.private import charges_of
 from medfed.language import translator
 from medfed.study import Study, Variable, load_study, placed
 
@@ -136,13 +137,21 @@ def check(study: StudyFile, json: AsJson = False) -> None:
 
 def _method_problems(path: Path, study: Study) -> Iterator[str]:
     """What is wrong with the method and its variants as they are installed here, each with its line."""
+    found = False
     for variant in (None, *study.variants):
         try:
             find_method(study, variant)
         except StudyError as problem:
             declared = study.method if variant is None else study.variants[variant]
             told = str(problem).removeprefix(f"study {study.name!r}, ")
+            found = True
             yield placed(path, told + (_other_method(declared.use) if " does not exist " in told else ""))
+    if found:
+        return
+    try:
+        charges_of(study, StudyRun(study))
+    except StudyError as problem:
+        yield placed(path, str(problem))
 
 
 def _other_method(use: str) -> str:
@@ -210,7 +219,8 @@ def _declared(study: Study) -> Iterator[tuple[str, str]]:
     yield "task", f"{study.task.kind}, coding {study.task.coding}"
     given = study.parts.model_dump(exclude={"kind"}, exclude_none=True, exclude_defaults=True)
     yield "parts", ", ".join([study.parts.kind, *(f"{key} {value}" for key, value in given.items())])
-    yield "privacy", f"sums {study.privacy.sums}"
+    spends = f", epsilon {study.privacy.epsilon:g}, delta {study.privacy.delta:g}" if study.privacy.epsilon else ""
+    yield "privacy", f"sums {study.privacy.sums}{spends}"
     judged = study.evaluation
     if judged.design == "none":
         yield "evaluation", "none"

@@ -295,6 +295,8 @@ class ReportData(Part):
     what_if: bool = False
     what_if_note: Text = ""
     protection: Literal["plain", "secure"] = "plain"
+    epsilon: float | None = None
+    delta: float | None = None
     minimum_cell: int = 10
     sites: list[SiteShown]
     effect: Effect | None = None

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 def contradictions(study: "Study") -> list[str]:
     """Every contradiction, in the order of the file's keys; empty where there is none."""
     return [
-        sentence for found in (_variables, _task, _cohort, _parts, _evaluation, _sites) for sentence in found(study)
+        sentence
+        for found in (_variables, _task, _cohort, _parts, _privacy, _evaluation, _sites)
+        for sentence in found(study)
     ]
 
 
@@ -123,6 +125,28 @@ def _parts(study: "Study") -> Iterator[str]:
         yield f"variables.{named}.codes: a part variable has the codes train, test (and valid)"
     if study.parts.valid_fraction and "valid" in codes:
         yield f"parts.valid_fraction: {named} has a code `valid` of its own; remove one of the two"
+
+
+def _privacy(study: "Study") -> Iterator[str]:
+    """With an epsilon everything that leaves is paid for: what would be paid for many times, or can't be, is refused."""
+    if study.privacy.epsilon is None:
+        return
+    if study.protects == "none":
+        yield "privacy.epsilon: `protects: none` says that there is nobody to protect; remove one of the two"
+    if study.evaluation.design in ("cross_validation", "leave_one_site_out"):
+        yield (
+            f"evaluation.design: {study.evaluation.design} fits and judges many times, and an epsilon is charged each "
+            "time; with privacy.epsilon write `design: holdout` or `design: none`"
+        )
+    if study.evaluation.variants:
+        yield "evaluation.variants: each would be fitted and charged apart; with privacy.epsilon make it a study of its own"
+    if set(study.evaluation.compare) != {"federated"}:
+        yield (
+            "evaluation.compare: figures of one site, or of pooled rows, carry no noise; "
+            "with privacy.epsilon write `compare: [federated]`"
+        )
+    if study.task.kind == "treatment_effect":
+        yield "task.kind: a treatment_effect is counted exactly, without noise; remove privacy.epsilon"
 
 
 def _evaluation(study: "Study") -> Iterator[str]:

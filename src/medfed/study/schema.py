@@ -125,11 +125,33 @@ class Parts(Declared):
         return self
 
 
+DELTA = 1e-5
+
+
 class Privacy(Declared):
-    """How sums are protected. ``strongest``: as well as the installed engine can."""
+    """How sums are protected. ``strongest``: as well as the installed engine can.
+
+    epsilon, delta: differential privacy of every patient, added or removed, over all that a run releases at a site. With
+    an epsilon every sum carries noise, and what can't is refused before the run. delta: 1e-5 where only epsilon is given.
+    """
 
     sums: Literal["strongest", "plain"] = "strongest"
     minimum_cell: int = Field(default=10, ge=1)
+    epsilon: float | None = Field(default=None, gt=0, le=50)
+    delta: float | None = Field(default=None, gt=0, le=0.01)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_delta(cls, declared: Any) -> Any:
+        if isinstance(declared, Mapping) and declared.get("epsilon") is not None and declared.get("delta") is None:
+            return {**declared, "delta": DELTA}
+        return declared
+
+    @model_validator(mode="after")
+    def _both(self) -> Self:
+        if self.epsilon is None and self.delta is not None:
+            raise ValueError("delta: a delta needs an epsilon; give one, or remove the delta")
+        return self
 
 
 class Evaluation(Declared):
@@ -199,7 +221,10 @@ class Study(Declared):
 
         The order of variables and of a variable's codes does: it is that of the features and of their levels.
         """
-        return self._digest(self.model_dump(mode="json"))
+        content = self.model_dump(mode="json")
+        if self.privacy.epsilon is None:  # a study without noise keeps the hash that it had before there was any
+            del content["privacy"]["epsilon"], content["privacy"]["delta"]
+        return self._digest(content)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A changed study, checked as one from a file. Raises StudyError.
@@ -260,6 +285,8 @@ class Study(Declared):
             "outcomes": 2,
             "bins": (self.evaluation.bins,),
             "folds": (max(self.parts.folds or 1, 1),),
+            "described_codes": sum(len(variable.codes or ()) for variable in self.variables.values()),
+            "described_numbers": sum(variable.type == "number" for variable in self.variables.values()),
         }
         if self.arm:
             sizes["arms"] = len(self.variables[self.arm].codes or ())
