@@ -46,6 +46,7 @@ _CONSTANTS_IN = (
     "federation/gate.py",
     "federation/preview.py",
     "federation/private.py",
+    "methods/meta_analysis.py",
     "methods/private_describe.py",
     "methods/private_glm.py",
 )

@@ -69,8 +69,8 @@ def test_a_survival_study_declares_a_time_a_grid_and_an_event() -> None:
     assert (months.last_time, months.intervals) == (60, 10)
     assert study.design.names == ("intercept", "arm=new", "age")
     assert study.sizes["times"] == 10
-    assert study.sizes["cells"] == (10,)
-    assert (study.sizes["slopes"], study.sizes["indicators"], study.sizes["groups"]) == (2, 1, (2,))
+    assert study.sizes["time_cells"] == (10,)
+    assert (study.sizes["slopes"], study.sizes["indicators"], study.sizes["compared"]) == (2, 1, (2,))
 
 
 @pytest.mark.parametrize(("old", "new", "words"), WRONG)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from medfed import __version__
-from medfed.cli import consortium, demo, demo_network, privacy, run, site, status, study
+from medfed.cli import consortium, demo, demo_network, privacy, run, site, stats, status, study
 from medfed.cli.console import guarded, out
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command("run")(run.run)
 app.command("resume")(run.resume)
 app.command("status")(status.status)
 app.command("abandon")(run.abandon)
+app.command("stats")(stats.stats)
 app.command("demo")(demo.demo)
 app.command("demo-network")(demo_network.demo_network)
 

@@ -100,7 +100,7 @@ class Doors:
         self._passed: dict[tuple[str, str, str, tuple[str, ...], str], set[str]] = {}
         self._rows_judged: dict[tuple[str, str, str], str | None] = {}
         self._packages: dict[tuple[str, str], Package] = {}
-        self._watched: dict[tuple[str, str], frozenset[bytes]] = {}
+        self._watched: dict[tuple[str, str], frozenset[int]] = {}
         self._counts: dict[str, tuple[NDArray[np.int64], NDArray[np.int64], dict[str, int]]] = {}
 
     # -- the five stages of a call -------------------------------------------------------------------------------
@@ -246,7 +246,7 @@ class Doors:
                 if name not in step.takes:
                     raise PolicyViolation(f"the call brings an input {name!r} that the step does not declare")
                 check_one_input(name, value, step, sizes, limit=step.takes[name].limit)
-            gate.check_steepness(step, {**call.inputs, **own.each}, self.study, access.policy)
+            gate.check_steepness(step, {**call.inputs, **own.each}, self.study, access.policy, call.variant)
             for name, limit in access.policy.input_limits.items():
                 if name in step.takes:
                     value = own.each[name] if name in own.each else call.inputs[name]
@@ -337,7 +337,7 @@ class Doors:
             patients=patients[pick],
             policies=[self.sites[site].policy for site in names],
             effective=effective,
-            row_bytes=[self._watch(site, call.part) for site in names],
+            row_keys=[self._watch(site, call.part) for site in names],
             noisy=call.charge is not None,
         )
         held: dict[str, Answer | Failure] = {
@@ -367,10 +367,11 @@ class Doors:
             )
         return self._counts[part]
 
-    def _watch(self, site: str, part: str) -> frozenset[bytes]:
+    def _watch(self, site: str, part: str) -> frozenset[int]:
         if (site, part) not in self._watched:
             single = gate.minimum_cell(self.sites[site].policy, self.study) <= 1
-            self._watched[site, part] = frozenset() if single else gate.watched_rows(self.execution.view(site, part))
+            view = self.execution.view(site, part)
+            self._watched[site, part] = frozenset() if single else gate.watched_rows(view)
         return self._watched[site, part]
 
     def _most(self, site: str) -> int:

@@ -3,14 +3,14 @@
 Nothing leaves, so nothing is checked. The same method file runs here and across sites.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medfed.data.table import View
+from medfed.data.table import PIECE, View
 from medfed.federation.call import Failure
 from medfed.federation.federation import Total
 from medfed.federation.packages import Method, settings_of
@@ -43,6 +43,12 @@ class PooledView:
                 column.setflags(write=False)
                 self._columns[name] = column
         return tuple(self._columns[name] for name in names)
+
+    def batches(self, names: Sequence[str], size: int = PIECE) -> Iterator[tuple[NDArray[Any], ...]]:
+        """The same columns in pieces of ``size`` rows, the last one shorter."""
+        columns = self.arrays(*names)
+        for start in range(0, self.rows, size):
+            yield tuple(column[start : start + size] for column in columns)
 
 
 @dataclass(frozen=True)

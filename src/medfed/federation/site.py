@@ -23,7 +23,7 @@ def seed_of(*words: str | int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
 
-def _mix(counter: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def mixed(counter: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """splitmix64 (Steele, Lea, Flood 2014): a counter becomes a reproducible random integer, in one vector call."""
     with np.errstate(over="ignore"):
         z = counter + np.uint64(0x9E3779B97F4A7C15)
@@ -39,7 +39,7 @@ def _block_orders(call_seed: int, count: int, epochs: int) -> Iterator[NDArray[n
     for epoch in range(epochs):
         with np.errstate(over="ignore"):
             counter = base + (np.uint64(epoch) << np.uint64(32)) + np.arange(count, dtype=np.uint64)
-        yield np.argsort(_mix(counter), kind="stable")
+        yield np.argsort(mixed(counter), kind="stable")
 
 
 class Memo:

@@ -123,7 +123,11 @@ class Out:
 
 @dataclass(eq=False)
 class Step:
-    """A function with its declaration; ``batched`` adds a twin that computes many sites at once."""
+    """A function with its declaration; ``batched`` adds a twin that computes many sites at once.
+
+    ranges: (study, variant) -> low, high and is-a-number of each column that its coefficients belong to, for the
+    gate's bound on steepness; the study's features where it is None.
+    """
 
     function: Callable[..., Out]
     reads: tuple[str, ...]
@@ -132,6 +136,7 @@ class Step:
     keeps: Keep | None
     name: str = ""
     twin: Callable[..., Out] | None = field(default=None, repr=False)
+    ranges: Callable[[Any, str | None], tuple[Any, Any, Any]] | None = field(default=None, repr=False)
 
     def __call__(self, site: Any, **inputs: Any) -> Out:
         return self.function(site, **inputs)
@@ -165,6 +170,7 @@ def step(
     takes: Mapping[str, Input] | None = None,
     releases: Mapping[str, Release],
     keeps: Keep | None = None,
+    ranges: Callable[[Any, str | None], tuple[Any, Any, Any]] | None = None,
 ) -> Callable[[Callable[..., Out]], Step]:
     """Declare a step. Its name is ``distribution:module.function``; the distribution is that of the top package."""
 
@@ -180,7 +186,7 @@ def step(
             )
         parts = (reads,) if isinstance(reads, str) else reads
         name = f"{function.__module__}.{function.__qualname__}"
-        return Step(function, parts, dict(takes or {}), dict(releases), keeps, name)
+        return Step(function, parts, dict(takes or {}), dict(releases), keeps, name, ranges=ranges)
 
     return declare
 

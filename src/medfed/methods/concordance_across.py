@@ -46,8 +46,8 @@ def _groups(
     reads="train",
     takes={**TAKES, "cuts": CUTS, "edges": _EDGES},
     releases={
-        "events_by_score": Count("cells,bins", zero_is_small=False),
-        "censored_by_score": Count("cells,bins", zero_is_small=False),
+        "events_by_score": Count("time_cells,bins", zero_is_small=False),
+        "censored_by_score": Count("time_cells,bins", zero_is_small=False),
     },
 )
 def score_table(

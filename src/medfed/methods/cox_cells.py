@@ -18,7 +18,7 @@ from medfed.methods.time_grid import CELL_COUNTS, CUTS, site_cells
 
 FloatArray = NDArray[np.float64]
 
-_RISK = Sum("cells", limit_per_row=1e4)
+_RISK = Sum("time_cells", limit_per_row=1e4)
 _ON_CELLS = {**TAKES, "cuts": CUTS}
 
 
@@ -45,9 +45,9 @@ def cell_risks(site: Site, *, beta: FloatArray, centre: FloatArray, scale: Float
     reads="train",
     takes={
         **_ON_CELLS,
-        "hazard": Input("cells", limit=1e6),
-        "less": Input("cells", limit=1e6),
-        "marks": Input("cells", limit=4.0),
+        "hazard": Input("time_cells", limit=1e6),
+        "less": Input("time_cells", limit=1e6),
+        "marks": Input("time_cells", limit=4.0),
     },
     releases={
         "observed": Sum("slopes", limit_per_row=1e3),
@@ -92,8 +92,8 @@ def cell_information(
     releases={
         "risk": _RISK,
         "event_risk": _RISK,
-        "sums": Sum("cells,slopes", limit_per_row=1e7),
-        "event_sums": Sum("cells,slopes", limit_per_row=1e7),
+        "sums": Sum("time_cells,slopes", limit_per_row=1e7),
+        "event_sums": Sum("time_cells,slopes", limit_per_row=1e7),
         **CELL_COUNTS,
     },
 )

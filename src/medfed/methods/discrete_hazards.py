@@ -48,12 +48,12 @@ _PIECE = 32_768
 
 @step(
     reads="train",
-    takes={**TAKES, "alpha": Input("cells", limit=40.0), "cuts": CUTS},
+    takes={**TAKES, "alpha": Input("time_cells", limit=40.0), "cuts": CUTS},
     releases={
         "score": Sum("slopes", limit_per_row=1e4),
-        "expected": Sum("cells", limit_per_row=1),
-        "weight": Sum("cells", limit_per_row=1),
-        "crossed": Sum("cells,slopes", limit_per_row=50),
+        "expected": Sum("time_cells", limit_per_row=1),
+        "weight": Sum("time_cells", limit_per_row=1),
+        "crossed": Sum("time_cells,slopes", limit_per_row=50),
         "information": Sum("triangle(slopes)", limit_per_row=1e6),
         "log_likelihood": Sum(limit_per_row=1e4),
         **CELL_COUNTS,

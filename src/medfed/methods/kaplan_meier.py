@@ -25,7 +25,7 @@ from medfed.study import Study
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-_LEVELS = Input("groups", limit=1e4, model=True)
+_LEVELS = Input("compared", limit=1e4, model=True)
 
 
 def group_levels(study: Study, by: str) -> tuple[str, ...]:
@@ -57,7 +57,7 @@ def _groups(site: Site, levels: FloatArray) -> IntArray:
 @step(
     reads="train",
     takes={"levels": _LEVELS},
-    releases={"events": Count("times,groups"), "censored": Count("times,groups")},
+    releases={"events": Count("times,compared"), "censored": Count("times,compared")},
 )
 def counts_by_time_and_group(site: Site, *, levels: FloatArray) -> Out:
     """Patients with the event, and censored ones, by declared time interval and group: (times, groups) each."""
@@ -71,8 +71,8 @@ def counts_by_time_and_group(site: Site, *, levels: FloatArray) -> Out:
     reads="train",
     takes={"levels": _LEVELS},
     releases={
-        "difference": Sum("groups", limit_per_row=2),
-        "variance": Sum("triangle(groups)", limit_per_row=1),
+        "difference": Sum("compared", limit_per_row=2),
+        "variance": Sum("triangle(compared)", limit_per_row=1),
     },
 )
 def log_rank_within(site: Site, *, levels: FloatArray) -> Out:

@@ -21,9 +21,9 @@ from medfed.study import Study
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-CUTS = Input("cells", limit=5000, model=True)
+CUTS = Input("time_cells", limit=5000, model=True)
 # What every step on cells also releases: a cell has events and others who leave, and the latter may be nobody.
-CELL_COUNTS = {"events": Count("cells"), "censored": Count("cells", zero_is_small=False)}
+CELL_COUNTS = {"events": Count("time_cells"), "censored": Count("time_cells", zero_is_small=False)}
 
 
 def interval_of(times: FloatArray, interval: float, count: int) -> IntArray:

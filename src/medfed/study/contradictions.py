@@ -6,6 +6,8 @@ Every finding is "key: sentence", the key being the one that a reader would chan
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from medfed.errors import StudyError
+from medfed.study.formula import parse_formula
 from medfed.study.units import nearest
 
 if TYPE_CHECKING:
@@ -16,7 +18,7 @@ def contradictions(study: "Study") -> list[str]:
     """Every contradiction, in the order of the file's keys; empty where there is none."""
     return [
         sentence
-        for found in (_variables, _task, _cohort, _parts, _privacy, _evaluation, _sites)
+        for found in (_variables, _task, _formulas, _cohort, _parts, _privacy, _evaluation, _sites)
         for sentence in found(study)
     ]
 
@@ -31,7 +33,7 @@ def _variables(study: "Study") -> Iterator[str]:
         alike = [other for other in study.variables if other != name and other.lower() == name.lower()]
         if alike and name > alike[0]:
             yield f"variables.{name}: it differs from {alike[0]} in upper and lower case only; choose another"
-    for role in ("outcome", "arm", "part", "time"):
+    for role in ("outcome", "arm", "part", "time", "weight"):
         named = [name for name, variable in study.variables.items() if variable.role == role]
         if len(named) > 1:
             yield f"variables.{named[1]}.role: {' and '.join(named)} both have the role {role!r}; a study has one"
@@ -65,6 +67,19 @@ def _task(study: "Study") -> Iterator[str]:
                     f"variables.{name}.reference: with `coding: all_levels` no level is left out; "
                     "remove the reference, or write `coding: reference`"
                 )
+
+
+def _formulas(study: "Study") -> Iterator[str]:
+    if not study.outcome:
+        return
+    for key, use in (("method", study.method), *((f"variants.{name}", use) for name, use in study.variants.items())):
+        text = use.settings.get("formula")
+        if text is None:
+            continue
+        try:
+            parse_formula(str(text), study.variables, study.outcome)
+        except StudyError as problem:
+            yield f"{key}.settings.formula: {problem}"
 
 
 def _cohort(study: "Study") -> Iterator[str]:

@@ -15,7 +15,8 @@ from medfed.canonical import canonical_json
 from medfed.declarations import validate
 from medfed.errors import StudyError
 from medfed.study.contradictions import contradictions
-from medfed.study.design import Column, Design
+from medfed.study.design import Column, Design, Formula
+from medfed.study.formula import default_formula, parse_formula
 from medfed.study.variables import Code, Text, Variable, text_in
 
 
@@ -82,7 +83,7 @@ class Cohort(Declared):
 class Task(Declared):
     """What is to be learned, and how code variables become features."""
 
-    kind: Literal["treatment_effect", "risk_prediction", "survival"]
+    kind: Literal["treatment_effect", "risk_prediction", "survival", "association"]
     coding: Literal["reference", "all_levels"] = "reference"
 
 
@@ -264,6 +265,11 @@ class Study(Declared):
         return self._with_role("time")
 
     @cached_property
+    def weight(self) -> str | None:
+        """Name of the variable that weights rows, if the study has one."""
+        return self._with_role("weight")
+
+    @cached_property
     def covariates(self) -> tuple[str, ...]:
         """Names of the covariates, in the study's order."""
         return tuple(name for name, variable in self.variables.items() if variable.role == "covariate")
@@ -273,15 +279,56 @@ class Study(Declared):
         """The feature columns that the study's variables become."""
         columns = [Column("intercept", "", "intercept", None, 0.0, 1.0)]
         for name, variable in self.variables.items():
-            if variable.role == "covariate" or (variable.role == "arm" and self.task.kind != "risk_prediction"):
+            if variable.role == "covariate" or (
+                variable.role == "arm" and self.task.kind in ("treatment_effect", "survival")
+            ):
                 columns += _columns_of(name, variable, self.task.coding)
         return Design(tuple(columns))
 
     @cached_property
+    def formulas(self) -> dict[str, Formula]:
+        """Formulas that were parsed, by text: see ``formula``."""
+        return {}
+
+    def formula(self, variant: str | None = None) -> Formula:
+        """The formula among the settings of the method, or of a variant; main effects of everything where none is.
+
+        Raises StudyError for one that can't be understood.
+        """
+        text = str(self.settings_of(variant).get("formula") or default_formula(self.variables))
+        if text not in self.formulas:
+            self.formulas[text] = parse_formula(text, self.variables, self.outcome)
+        return self.formulas[text]
+
+    @cached_property
+    def numbers(self) -> tuple[str, ...]:
+        """Names of the variables that are numbers, in the study's order."""
+        return tuple(name for name, variable in self.variables.items() if variable.type == "number")
+
+    @cached_property
+    def levels(self) -> tuple[tuple[str, str, int], ...]:
+        """(variable, code, index as stored) of every code of every coded variable; "" and -1: the code is missing."""
+        return tuple(
+            (name, code, index)
+            for name, variable in self.variables.items()
+            if variable.type == "code"
+            for index, code in (*enumerate(variable.codes or ()), (-1, ""))
+        )
+
+    @cached_property
     def sizes(self) -> dict[str, int | tuple[int]]:
-        """The study's sizes, by the names that steps use in shapes. (n,): chosen by an input, at most n."""
+        """The study's sizes, by the names that steps use in shapes. (n,): chosen by an input, at most n.
+
+        terms: columns of the formula; numbers, levels: variables and codes that are described; cells: ranges of
+        numbers that are asked about at once; groups: arms, or outcomes in a study without arms.
+        """
         sizes: dict[str, int | tuple[int]] = {
             "p": len(self.design.columns),
+            "terms": (max(self._terms(variant) for variant in (None, *self.variants)),),
+            "numbers": len(self.numbers),
+            "levels": len(self.levels),
+            "cells": (2048,),
+            "groups": len(self.variables[self.arm].codes or ()) if self.arm else 2,
             "outcomes": 2,
             "bins": (self.evaluation.bins,),
             "folds": (max(self.parts.folds or 1, 1),),
@@ -295,18 +342,25 @@ class Study(Declared):
         return sizes
 
     def _survival_sizes(self, intervals: int) -> dict[str, int | tuple[int]]:
-        """times: intervals of the declared grid; cells: neighbours of it merged; slopes: features but the intercept;
-        indicators: those of them that are 0 or 1; groups: levels of the code variable that curves are compared by.
+        """times: intervals of the declared grid; time_cells: neighbours of it merged; slopes: features but the intercept;
+        indicators: those of them that are 0 or 1; compared: levels of the code variable that curves are compared by.
         """
         columns = self.design.columns
         levels = [len(variable.codes or ()) for variable in self.variables.values()]
         return {
             "times": intervals,
-            "cells": (intervals,),
+            "time_cells": (intervals,),
             "slopes": len(columns) - 1,
             "indicators": sum(column.kind == "indicator" for column in columns),
-            "groups": (max([1, *levels]),),
+            "compared": (max([1, *levels]),),
         }
+
+    def _terms(self, variant: str | None) -> int:
+        """How many columns a formula has; of the one that stands where none is given, without building them."""
+        if self.settings_of(variant).get("formula"):
+            return len(self.formula(variant).columns)
+        named = [variable for variable in self.variables.values() if variable.role in ("arm", "covariate")]
+        return 1 + sum(len(v.codes or ()) - 1 + (v.missing == "unknown") if v.type == "code" else 1 for v in named)
 
     @property
     def rows_at_most(self) -> int:

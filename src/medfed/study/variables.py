@@ -67,7 +67,7 @@ class Variable(BaseModel):
 
     meaning: Text
     type: Literal["number", "code", "date", "text"]
-    role: Literal["outcome", "arm", "covariate", "part", "cohort", "time"]
+    role: Literal["outcome", "arm", "covariate", "part", "cohort", "time", "offset", "weight"]
     unit: str | None = None
     range: Annotated[tuple[float, float], BeforeValidator(_two_numbers)] | None = None
     codes: dict[str, Text] | None = None
@@ -126,8 +126,16 @@ class Variable(BaseModel):
             yield "event: only an outcome has an event; remove it"
         if self.reference is not None and self.role not in ("arm", "covariate"):
             yield f"reference: only an arm or a covariate has a reference, not an {self.role}; remove it"
-        if self.role in ("outcome", "arm", "part", "time") and self.missing != "drop":
-            yield f"missing: {'a' if self.role == 'time' else 'an'} {self.role} can't be made up; its missing rule is `drop`"
+        if self.role in ("offset", "weight") and self.type != "number":
+            yield f"type: {'an' if self.role == 'offset' else 'a'} {self.role} is a number, not a {self.type}"
+        if self.role == "weight" and self.range and self.range[0] <= 0:
+            yield (
+                f"range: a weight of {self.range[0]:g} is possible, and a weight is above 0; raise the lowest value, "
+                "and leave rows without weight out of the cohort"
+            )
+        if self.role in ("outcome", "arm", "part", "time", "offset", "weight") and self.missing != "drop":
+            article = "a" if self.role in ("time", "weight") else "an"
+            yield f"missing: {article} {self.role} can't be made up; its missing rule is `drop`"
         if self.role in ("covariate", "outcome") and self.type not in ("number", "code"):
             yield f"type: a {self.role} is a number or a code, not a {self.type}"
 
