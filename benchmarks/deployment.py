@@ -1,6 +1,6 @@
 """A sealed sum over a network beside bare NVFLARE, pair by pair; a whole study from command to report; memory.
 
-    python benchmarks/deployment.py [--only 10kb,1mb,10mb,100mb,study,memory] [--pairs 50]
+    python benchmarks/deployment.py [--only 10kb,1mb,10mb,100mb,study,memory,400mb] [--pairs 50]
 
 Both networks run on this machine, four sites each, mutual TLS on loopback. Bare: the server calls four per-site proxies in
 parallel with the same number of bytes, and they give them back. Sealed: a plain ``sum`` with as many bytes in and out,
@@ -164,6 +164,43 @@ def measure(net: Loopback, study: Any, bare: Path, size: str, pairs: int, commit
     return ratio <= allowed
 
 
+@dataclass
+class Once:
+    """One sum of a size, timed."""
+
+    size: str
+    seconds: float = 0.0
+
+    steps = Echo.steps
+
+    def start(self, study: Any) -> dict[str, Any]:
+        return {"done": 0}
+
+    def advance(self, federation: Any, state: Mapping[str, Any]) -> dict[str, Any]:
+        model = np.random.default_rng(1).random(SIZES[self.size])
+        start = time.perf_counter()
+        federation.sum(getattr(echo_steps, f"echo_{self.size}"), model=model)
+        self.seconds = time.perf_counter() - start
+        return {"done": 1}
+
+    def done(self, state: Mapping[str, Any]) -> bool:
+        return bool(state["done"])
+
+    def result(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {}
+
+
+def largest(net: Loopback, study: Any) -> None:
+    """One sum of 400 MB over four sites, and what the processes that carry it took for it."""
+    method = Once("400mb")
+    engine = Networked(net.folder, study)
+    runner = Runner(net.folder / "coordinator", engine, study, public_keys=engine.public_keys)
+    with closing(engine), closing(runner):
+        runner.execute(method, f"largest-{os.getpid()}")
+    print(f" 400mb  one sum, four sites: {method.seconds:.0f} s; after it:", flush=True)
+    memory(net)
+
+
 def memory(net: Loopback) -> None:
     """Print the peak resident memory of every kind of process so far."""
     for kind in (
@@ -213,7 +250,7 @@ def whole_study(net: Loopback, study: Any, times: int = 5) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="10kb,1mb,10mb,100mb,study,memory")
+    parser.add_argument("--only", default="10kb,1mb,10mb,100mb,study,memory,400mb")
     parser.add_argument("--pairs", type=int, default=50)
     asked = parser.parse_args()
     only = asked.only.split(",")
@@ -256,6 +293,8 @@ def main() -> None:
                 holds.append(whole_study(nets[0], newton))
             if "memory" in only:
                 memory(nets[0])
+            if "400mb" in only:
+                largest(nets[0], echoes)
         finally:
             for net in nets:
                 net.down()

@@ -90,7 +90,7 @@ def test_a_killed_run_is_interrupted_and_resume_ends_with_the_same_numbers(
     process = started(folder)
     (status,) = done("status", "-c", folder, "--json").json
     assert status["state"] == "suspended"
-    assert "is suspended (SIGSTOP)" in refused("resume", "first", "-c", folder)
+    assert "is suspended (its process got SIGSTOP)" in refused("resume", "first", "-c", folder)
     assert "so it has no round to give up" in refused("abandon", "first", "-c", folder)
     assert "in use by another runner" in refused("run", folder / "study.yaml", "-c", folder, "--run", "second")
     process.send_signal(signal.SIGKILL)

@@ -65,8 +65,11 @@ def resume(
         if not name:
             what = "no run waits to be resumed"
         else:
-            states = {"running": "is running now; wait until it ends", "finished": "has finished",
-                      "suspended": "is suspended (SIGSTOP); let its process go on, or end it first"}  # fmt: skip
+            states = {
+                "running": "is running now; wait until it ends",
+                "suspended": "is suspended (its process got SIGSTOP); let it go on, or end it",
+                "finished": "has finished",
+            }
             what = f"run {name!r} {states[runs[0].state]}" if runs else f"there is no run {name!r}"
         raise FederationError(f"{folder}: {what}. `medfed status` lists all runs")
     store = RunnerStore(folder, read_only=True)

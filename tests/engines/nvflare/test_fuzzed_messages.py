@@ -3,7 +3,6 @@
 import json
 import random
 import resource
-from pathlib import Path
 from typing import Any
 
 from asking import Clock, call_of
@@ -12,6 +11,7 @@ from joined import Joined, a_study, ledger_rows
 from medfed.canonical import canonical_json
 from medfed.engines.nvflare.envelope import Message, Sealer
 from medfed.engines.nvflare.frames import CHUNK, BadMessage
+from medfed.engines.nvflare.parts import HELD_AT_MOST
 from medfed.engines.nvflare.site_service import SiteService
 
 VALUES: list[Any] = [
@@ -124,4 +124,5 @@ def test_no_mutated_message_gets_anything_but_a_refusal(
     assert service.jobs == {}
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 150 * 1024
     folder = joined.site("north").folder / "network" / "incoming"
-    assert all(set(Path(p).name) <= set("0123456789abcdef.partmap") for p in folder.iterdir())
+    assert all(set(p.name) <= set("0123456789abcdef.partmap") for p in folder.glob("*"))
+    assert len(service.incoming._held) <= HELD_AT_MOST

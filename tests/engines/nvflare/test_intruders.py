@@ -26,7 +26,7 @@ from medfed.engines.nvflare.guard import (
 from medfed.engines.nvflare.kit import open_kit
 from medfed.federation.keys import load_signing_key, new_signing_key
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("network")]
 DAY = timedelta(days=1)
 
 

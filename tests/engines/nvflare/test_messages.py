@@ -4,6 +4,7 @@ The service is asked in this process, as NVFLARE's relay would.
 """
 
 import contextlib
+import hashlib
 import json
 import threading
 from typing import Any
@@ -210,9 +211,11 @@ def test_a_call_cannot_name_a_file_of_the_site_as_its_inputs(
         return {"state": "failure", "kind": "refused", "reason": "x"}, b""
 
     monkeypatch.setattr(site_service._Steps, "answer", answer)
-    put(service, sealer, call_of(study.hash, inputs_file="/etc/passwd", extra={"deep": 1}, wait=5))
+    message = call_of(study.hash, inputs_file="/etc/passwd", inputs_hash="0" * 64, extra={"deep": 1}, wait=5)
+    put(service, sealer, message)
     assert len(passed) == 1
-    assert set(passed[0]) == set(site_service.CALL_FIELDS)
+    assert set(passed[0]) == {*site_service.CALL_FIELDS, "inputs_hash"}
+    assert passed[0]["inputs_hash"] == hashlib.sha256(message.blob).hexdigest()
 
 
 def test_nothing_is_started_for_a_study_that_was_not_proposed(service: SiteService, sealer: Sealer) -> None:

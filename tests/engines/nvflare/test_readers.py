@@ -18,11 +18,8 @@ import pytest
 from joined import Joined, make_joined
 
 from medfed.canonical import unpack
-from medfed.engines.nvflare import parts
-from medfed.engines.nvflare.channel import Unanswered, payload_of
 from medfed.engines.nvflare.frames import (
     BLOB_AT_MOST,
-    CHUNK,
     HEADER_AT_MOST,
     BadMessage,
     connect,
@@ -32,23 +29,9 @@ from medfed.engines.nvflare.frames import (
     send,
 )
 from medfed.engines.nvflare.kit import Kit, open_kit, seal_kit
-from medfed.engines.nvflare.parts import Incoming
 from medfed.engines.nvflare.wire import CALL_FIELDS, call_blob, call_content, read_call, read_failure
 from medfed.errors import FederationError, LedgerError
 from medfed.federation.call import Call, Failure, Own
-
-PATHS = [
-    "/etc/passwd",
-    "../" * 21 + "x",
-    "./" * 25 + "../roster.json",
-    "A" * 64,
-    "0" * 63 + "/",
-    "\x00" * 64,
-    "",
-    None,
-    7,
-    ["0" * 64],
-]
 
 
 @pytest.fixture(scope="module")
@@ -238,48 +221,6 @@ def test_a_failures_words_can_not_move_a_terminals_cursor() -> None:
     ):
         with pytest.raises(BadMessage):
             read_failure(bad)
-
-
-# -- parts -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", PATHS, ids=repr)
-def test_a_file_that_comes_in_is_named_by_its_hash_or_not_at_all(tmp_path: Path, name: Any) -> None:
-    """A site that names "../roster.json" as its answer would have the coordinator overwrite and remove that file."""
-    (tmp_path / "roster.json").write_text("the roster")
-    incoming = Incoming(tmp_path / "incoming")
-    for act in (lambda: incoming.parts(name, 5), lambda: incoming.write(name, 5, 0, b"12345"), lambda: incoming.finished(name)):  # fmt: skip
-        with pytest.raises(BadMessage):
-            act()
-    assert [path.name for path in tmp_path.rglob("*")] == ["roster.json"]
-    with pytest.raises(Unanswered):
-        payload_of({"payload": name, "size": CHUNK + 1})
-
-
-def test_parts_of_another_place_size_or_content_leave_nothing(tmp_path: Path) -> None:
-    incoming = Incoming(tmp_path)
-    for size, index, data in ((5, 1, b"12345"), (5, -1, b"12345"), (5, 0, b"1234"), (0, 0, b""), (-5, 0, b""), (parts.WHOLE_AT_MOST + 1, 0, b""),
-                              (True, 0, b"x"), (1e3, 0, b"x"), (CHUNK + 1, 0, b"x")):  # fmt: skip
-        with pytest.raises(BadMessage):
-            incoming.write("0" * 64, size, index, data)  # type: ignore[arg-type]
-    with pytest.raises(BadMessage, match="not what was announced"):
-        incoming.write("0" * 64, 5, 0, b"12345")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_what_comes_in_is_bounded_and_old_inputs_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "ALL_AT_MOST", 1000)
-    incoming = Incoming(tmp_path)
-    used = [tmp_path / f"{number:064x}" for number in range(3)]
-    for age, path in enumerate(used):
-        path.write_bytes(b"x" * 300)
-        os.utime(path, (time.time() - 100 + age,) * 2)
-    incoming.parts("a" * 64, 300)
-    assert [path.exists() for path in used] == [False, True, True]
-    incoming.parts("b" * 64, 300)
-    incoming.parts("c" * 64, 300)
-    with pytest.raises(BadMessage, match="too much"):  # unfinished ones make no room
-        incoming.parts("d" * 64, 300)
 
 
 # -- kits ------------------------------------------------------------------------------------------------------------

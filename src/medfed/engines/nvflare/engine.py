@@ -23,7 +23,7 @@ from medfed.engines.nvflare.channel import Channel, Unanswered, coordinator_seal
 from medfed.engines.nvflare.consortium import Network
 from medfed.engines.nvflare.envelope import Message
 from medfed.engines.nvflare.frames import CHUNK, SWITCH_SECONDS, BadMessage
-from medfed.engines.nvflare.parts import Incoming
+from medfed.engines.nvflare.parts import PARTS_MISSING, Incoming
 from medfed.engines.nvflare.wire import (
     call_blob,
     call_content,
@@ -222,7 +222,10 @@ class Networked:
         if state == "working":
             return None
         if state == "failure":
-            return read_failure(reply.content)
+            failure = read_failure(reply.content)
+            if failure.reason == PARTS_MISSING:  # others' inputs took their place meanwhile: they are sent again
+                raise Unanswered("not verified")
+            return failure
         if state != "answer":
             raise Unanswered("not verified")
         payload, size = payload_of(reply.content)

@@ -24,6 +24,7 @@ KEPT_SECONDS = 24 * 3600.0
 IN_MEMORY = 64 * 2**20
 MEMORY_AT_MOST = 4 * IN_MEMORY
 HELD_AT_MOST = 64
+PARTS_MISSING = "parts of the inputs are missing; send them first"
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -167,7 +168,7 @@ class Incoming:
             return Path(f"/proc/{os.getpid()}/fd/{held.handle}")
         path = self.folder / whole
         if not path.exists():
-            raise BadMessage("parts of the inputs are missing; send them first")
+            raise BadMessage(PARTS_MISSING)
         os.utime(path)
         return path
 

@@ -29,7 +29,7 @@ from medfed.engines.nvflare.envelope import COORDINATOR, Fresh, Message, Sealer
 from medfed.engines.nvflare.frames import CHUNK, SWITCH_SECONDS, BadMessage, listen, parse, receive, send
 from medfed.engines.nvflare.inbox import Inbox
 from medfed.engines.nvflare.join import SiteNetwork
-from medfed.engines.nvflare.parts import Incoming, read_part
+from medfed.engines.nvflare.parts import PARTS_MISSING, Incoming, read_part
 from medfed.engines.nvflare.processes import ServiceLock, end_tree, nvflare_environment, spawn
 from medfed.engines.nvflare.reasons import NO_STUDY, NOT_ANSWERED, STEP_ENDED
 from medfed.engines.nvflare.wire import CALL_FIELDS, failure_content, is_hash, one_line
@@ -46,6 +46,7 @@ IDLE_SECONDS = 1800.0
 JOBS_AT_MOST = 32
 STUDIES_AT_MOST = 6
 OFFERED_AT_MOST = 64
+STEP_CONFINEMENT = {"tcp": False}
 STARTS_AGAIN_AFTER = (0.2, 1.0, 3.0, 10.0, 30.0)
 
 
@@ -73,13 +74,24 @@ class _Steps:
         self.used = time.monotonic()
 
     def answer(self, content: Mapping[str, Any], blob: bytes) -> tuple[dict[str, Any], bytes]:
-        """One call after another. A process that ends under a call is started again, once."""
-        with self.lock:
+        """One call after another. A process that ends under a call is started again, once.
+
+        Inputs that came in parts are handed over as an open file: the process may open none of ours.
+        """
+        path = content.get("inputs_file")
+        asked = {name: value for name, value in content.items() if name != "inputs_file"} | {"file": path is not None}
+        with self.lock, contextlib.ExitStack() as opened:
+            try:
+                files = [opened.enter_context(open(path, "rb"))] if path is not None else []
+            except OSError:
+                return failure_content(Failure("refused", PARTS_MISSING)), b""
             for _ in range(2):
                 self.used = time.monotonic()
                 try:
                     connection = self._connected()
-                    send(connection, content, blob)
+                    send(connection, asked, blob)
+                    if files:
+                        socket.send_fds(connection, [b"F"], [files[0].fileno()])
                     return receive(connection)
                 except (OSError, EOFError, BadMessage):
                     log.warning("the process of study %s ended", self.study[:16])
@@ -97,7 +109,7 @@ class _Steps:
                     str(self.network.site.folder.resolve()), self.study, str(theirs.fileno()),
                 ]  # fmt: skip
                 self.process = STARTER.spawn(
-                    command, self.network.log, dict(os.environ), confined={"tcp": False},
+                    command, self.network.log, dict(os.environ), confined=STEP_CONFINEMENT,
                     pass_fds=(theirs.fileno(),), cwd="/",
                 )  # fmt: skip
             self.connection = mine
@@ -394,12 +406,11 @@ class SiteService:
                 str(self.network.workspace.resolve()), "-s", "fed_client.json", "--set", "secure_train=true",
                 f"uid={self.site.name}", "org=medfed", "config_folder=config", "heart_beat_interval=2.0",
             ]  # fmt: skip
-            workspace, run = self.network.workspace.resolve(), self.network.run.resolve()
-            environment = nvflare_environment(run, TMPDIR=str(private_folder(workspace / "tmp")))
-            # It may change its own workspace and read how to reach us; nothing else of the site's folder can be opened.
-            confined = {"write": [str(workspace)], "read": [str(run)], "secret": str(self.site.folder.resolve())}
+            environment = nvflare_environment(
+                self.network.run.resolve(), TMPDIR=str(private_folder(self.network.workspace.resolve() / "tmp"))
+            )
             self.nvflare = STARTER.spawn(
-                command, self.network.folder / "nvflare.log", environment, confined=confined, cwd="/"
+                command, self.network.folder / "nvflare.log", environment, confined=confinement(self.network), cwd="/"
             )
 
     def _write_state(self) -> None:
@@ -431,6 +442,12 @@ class SiteService:
             for steps in list(self.steps.values()):
                 end_tree(steps.process, wait=0.0)
             log.warning("site %s has stopped", self.site.name)
+
+
+def confinement(network: SiteNetwork) -> dict[str, object]:
+    """What NVFLARE's processes keep: their workspace, and how to reach the service. Nothing else of a site's folder."""
+    workspace, run = network.workspace.resolve(), network.run.resolve()
+    return {"write": [str(workspace)], "read": [str(run)], "secret": str(network.site.folder.resolve())}
 
 
 def _hash(content: Mapping[str, Any], name: str) -> str:

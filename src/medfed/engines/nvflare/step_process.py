@@ -5,6 +5,7 @@ and nothing else; what it had sealed is found again.
 """
 
 import contextlib
+import errno
 import hashlib
 import logging
 import mmap
@@ -18,6 +19,7 @@ from typing import Any
 from medfed.data.site_folder import SiteFolder, load_site
 from medfed.engines.nvflare.frames import CHUNK, BadMessage, receive, send
 from medfed.engines.nvflare.inbox import Inbox
+from medfed.engines.nvflare.parts import PARTS_MISSING
 from medfed.engines.nvflare.reasons import DISK, KEEP_GONE, NO_STUDY, NOT_ANSWERED, is_public, public
 from medfed.engines.nvflare.wire import failure_content, read_call
 from medfed.engines.site_folders import SiteLog, doors_or_reason
@@ -103,15 +105,22 @@ def _answer(answer: Answer) -> tuple[dict[str, Any], bytes]:
     return content, data if len(data) <= IN_ROW else b""
 
 
-def _mapped(path: str, whole: str) -> mmap.mmap:
-    """The inputs that came in parts. The service names the file; by now it may have made room for others."""
+def _mapped(connection: socket.socket, whole: str) -> mmap.mmap:
+    """The inputs that came in parts: the service hands over an open file. By now it may have made room for others."""
+    _, handles, _, _ = socket.recv_fds(connection, 1, 1)
+    if len(handles) != 1:
+        raise EOFError("no file came")
     try:
-        with open(path, "rb") as file:
-            if whole in os.readlink(f"/proc/self/fd/{file.fileno()}"):
-                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError):
+        if whole in os.readlink(f"/proc/self/fd/{handles[0]}"):
+            return mmap.mmap(handles[0], 0, access=mmap.ACCESS_READ)
+    except ValueError:  # nothing in it
         pass
-    raise BadMessage("parts of the inputs are missing; send them first")
+    except OSError as problem:
+        if problem.errno == errno.ENOMEM:
+            raise MemoryError from None
+    finally:
+        os.close(handles[0])
+    raise BadMessage(PARTS_MISSING)
 
 
 def serve(connection: socket.socket, site: SiteFolder, study_hash: str) -> None:
@@ -121,12 +130,12 @@ def serve(connection: socket.socket, site: SiteFolder, study_hash: str) -> None:
     with contextlib.suppress(EOFError, OSError):
         while True:
             content, blob = receive(connection, blob_at_most=CHUNK)
-            path = content.pop("inputs_file", None)
+            comes = content.pop("file", False)
             if process is None:
                 reply, data = failure_content(Failure("refused", NO_STUDY)), b""
             else:
                 try:
-                    mapped: Any = blob if path is None else _mapped(path, content["inputs_hash"])
+                    mapped: Any = _mapped(connection, content["inputs_hash"]) if comes else blob
                     reply, data = process.answer(content, mapped)
                 except BadMessage as problem:
                     reply, data = failure_content(Failure("refused", str(problem))), b""
