@@ -40,7 +40,8 @@ def call_content(call: Call) -> dict[str, Any]:
 
 
 CALL_FIELDS = (
-    "study", "run", "round", "step", "ordinal", "part", "roster", "variant", "protection", "phase", "kept", "settled",
+    "study", "run", "round", "step", "ordinal", "part", "roster", "variant", "protection", "phase", "charge", "kept",
+    "settled",
 )  # fmt: skip
 
 
