@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,8 @@ import statsmodels.api as sm
 import statsmodels.formula.api as smf
 from scipy import stats
 
-from medfed.methods.glm import Glm
+from medfed.federation.federation import Federation
+from medfed.methods.glm import Glm, glm_terms
 from medfed.methods.glm_result import GlmFit
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -224,6 +226,51 @@ def test_site_effects_profiled_out_at_the_site_equal_dummies_in_the_pooled_fit(
         tol=1e-13, tol_criterion="params", maxiter=200, cov_type="cluster", cov_kwds={"groups": sites}
     )
     assert_equal(fit, clustered, "site", tolerance=1e-6)
+
+
+def test_nothing_of_a_sites_own_intercept_leaves_it(tmp_path: Path, trial: Any) -> None:
+    """Score and information in the intercept are 0 in every answer, at coefficients far from the fit too."""
+    variables, parts = trial
+    study = study_of(variables, "glm.Glm", {"formula": "pep ~ arm + age", "site_effects": True}, list(parts))
+    told: list[Any] = []
+    original = Federation.sum
+
+    def listening(self: Federation, step: Any, **inputs: Any) -> Any:
+        total = original(self, step, **inputs)
+        if step is glm_terms:
+            told.append(total)
+        return total
+
+    with mock.patch.object(Federation, "sum", listening):
+        run(tmp_path, study, parts)
+    assert len(told) > 3
+    for total in told:
+        assert total["score"][0] == 0.0
+        assert (total["information"][:3] == 0.0).all()  # the first row of the triangle: the intercept with every column
+
+
+@pytest.mark.parametrize(
+    ("data", "formula", "family", "theirs"),
+    [
+        ("trial", "pep ~ arm + age", "binomial", sm.families.Binomial()),
+        ("progression", "target ~ bmi + sex", "gaussian", sm.families.Gaussian()),
+        ("progression", "target ~ bmi + sex", "gamma", sm.families.Gamma(sm.families.links.Log())),
+    ],
+)
+def test_an_offset_is_added_to_the_linear_predictor_of_every_family(
+    tmp_path: Path, request: pytest.FixtureRequest, data: str, formula: str, family: str, theirs: Any
+) -> None:
+    variables, parts = request.getfixturevalue(data)
+    rng = np.random.default_rng(12)
+    parts = {site: part.assign(shift=rng.normal(size=len(part))) for site, part in parts.items()}
+    shift = {"shift": number(-9, 9, "offset")}
+    settings = {"formula": f"{formula} + offset(shift)", "family": family}
+    fit = fitted(tmp_path, (variables, parts), settings, variables=shift)
+    model = statsmodels_glm((variables, parts), formula, theirs, offset=lambda frame: frame["shift"])
+    pooled = model.fit(tol=1e-13, tol_criterion="params", maxiter=200)
+    assert_equal(fit, pooled)
+    assert abs(fit.values["deviance"] / pooled.deviance - 1) < 1e-9
+    assert abs(fit.values["null_deviance"] / pooled.null_deviance - 1) < 1e-9
 
 
 def test_site_effects_leave_out_hospitals_without_events_as_the_joint_likelihood_does(
