@@ -21,14 +21,17 @@ from medfed.canonical import pack
 from medfed.engines.what_if import what_if
 from medfed.errors import FederationError
 from medfed.evaluation.study_run import StudyRun
+from medfed.federation.budget import Charge
 from medfed.federation.call import Failure
 from medfed.federation.packages import find_method
 from medfed.federation.policy import Policy
 from medfed.federation.runner import Runner
+from medfed.privacy.accounting import Event
 
 SITES = [f"s{i}" for i in range(6)]
 ROWS = [64, 41, 23, 57, 30, 16]
 COST = 0.25
+CHARGE = Charge(Event(1.0))
 
 
 class Points:
@@ -72,7 +75,7 @@ class LateSites:
 
 
 def study_of(method: str):
-    """newton, scaffold; or study: Newton with its cross-validated evaluation, which runs in children."""
+    """newton, scaffold; private: with noise; or study: Newton with its cross-validated evaluation, which runs in children."""
     secure, _, method = method.rpartition("-")
     privacy = {"sums": "strongest" if secure else "plain", "minimum_cell": 1 if secure else 10}
     newton = {"use": "medfed:medfed.methods.newton.Newton", "settings": {"tolerance": 1e-9}}
@@ -80,6 +83,12 @@ def study_of(method: str):
     if method == "scaffold":
         use = {"use": "medfed:medfed.methods.scaffold.Scaffold", "settings": scaffold}
         return synthetic_study(SITES, method=use, privacy=privacy)
+    if method == "private":
+        fedavg = {
+            "use": "medfed:medfed.methods.private_fedavg.PrivateFedAvg",
+            "settings": {"rounds": 6, "local_steps": 2},
+        }
+        return synthetic_study(SITES, method=fedavg, privacy={"epsilon": 3.0})
     if method == "study":
         folds = {"kind": "folds", "folds": 2}
         evaluation = {"design": "cross_validation"}
@@ -95,7 +104,8 @@ def main(folder: Path, method_name: str, late: str, kill_at: int) -> None:
     engine, public = what_if(
         folder / "sites", synthetic_tables(study, ROWS), study, [method],
         policy=Policy(values_per_patient=GENEROUS, minimum_cell=1, budget=1e6), keys=fixed_keys(SITES),
-        durability="process", clock=lambda: start, cost=lambda step, call: COST,
+        durability="process", clock=lambda: start, charge=lambda call: call.charge or CHARGE,
+        accountant=lambda events, delta: COST * sum(events.values()), approved_budget=1e6,
     )  # fmt: skip
     points.watch(engine.doors[0].store.db, "seal")
     proxy = LateSites(engine, late, points)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from medfed import __version__
-from medfed.cli import consortium, demo, demo_network, run, site, status, study
+from medfed.cli import consortium, demo, demo_network, privacy, run, site, status, study
 from medfed.cli.console import guarded, out
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 app.add_typer(study.app, name="study")
 app.add_typer(site.app, name="site")
+app.add_typer(privacy.app, name="privacy")
 app.add_typer(consortium.app, name="consortium")
 app.add_typer(consortium.coordinator_app, name="coordinator")
 app.command("run")(run.run)

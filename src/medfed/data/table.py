@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from medfed.data.follow_up import cut_times, events_in_time, refuse_times_off_grid
 from medfed.data.parts import PARTS, assign_parts, keyed_order
 from medfed.errors import MappingError
 from medfed.study import Column, Study
@@ -67,7 +68,8 @@ class View:
 
     def arrays(self, *names: str) -> tuple[NDArray[Any], ...]:
         """ "features" (n, p) in the study's units, intercept 1, indicators 0/1, missing numbers NaN; "outcome" (n,)
-        float, an event is 1; "arm" (n,) level index, the reference 0; "fold" (n,); or any variable by name.
+        float, an event is 1; "arm" (n,) level index, the reference 0; "fold" (n,); or any variable by name. In a
+        survival study "time" (n,) in its unit, cut at the horizon, and "event" (n,) 1 where the event came by then.
 
         MappingError where one would take more than ``ARRAYS_AT_MOST`` bytes: use ``batches``.
         """
@@ -185,7 +187,7 @@ class StudyTable:
 
         pseudonyms: (n,), one a patient; row numbers where none are given. parts: (n,) fold or part index, instead of
         the study's own assignment. MappingError where a column is absent, has another length or a code that the study
-        doesn't have, or a value is missing though the variable's rule is `missing: drop`.
+        doesn't have, a value is missing though the variable's rule is `missing: drop`, or a time lies outside its range.
         """
         coded = {name: _coded(study, name, columns) for name in study.variables}
         rows = len(next(iter(coded.values())))
@@ -285,6 +287,8 @@ def sources_of(study: Study, name: str) -> tuple[str, ...]:
         return (study.outcome,)
     if name == "arm" and study.arm:
         return (study.arm,)
+    if study.time and name in ("time", "event"):
+        return (study.time,) if name == "time" else (study.time, study.outcome)
     if name == "fold" or name in study.variables:
         return (name,)
     raise MappingError(f"a study table of {study.name!r} has no column {name!r}")
@@ -293,6 +297,10 @@ def sources_of(study: Study, name: str) -> tuple[str, ...]:
 def derived_column(study: Study, name: str, stored: Stored) -> NDArray[Any]:
     """A column (see ``View.arrays``) of whichever rows ``stored`` gives. A variable's own name gives it as stored."""
     first = stored(sources_of(study, name)[0])
+    if study.time and name in ("time", "event"):
+        if name == "time":
+            return cut_times(study, first)
+        return events_in_time(study, first, derived_column(study, "outcome", stored))
     if name in study.variables and name not in ("outcome", "arm", "features"):
         return first
     if name == "outcome":
@@ -347,6 +355,8 @@ def _coded(study: Study, name: str, columns: Mapping[str, Any]) -> NDArray[Any]:
         column = _level_indices(study, name, values)
     else:
         column = np.array(["" if _is_blank(value) else str(value) for value in values.tolist()], dtype=np.str_)
+    if variable.role == "time":
+        refuse_times_off_grid(study, name, column)
     if variable.missing == "drop" and variable.type in ("number", "code") and (missing := is_missing(column)).any():
         raise MappingError(
             f"study {study.name!r}, variable {name!r}: {int(missing.sum())} of {len(column)} values are missing, and the "

@@ -289,7 +289,7 @@ class ReportData(Part):
     """A finished run. kind says which of ``effect`` and ``prediction`` answers the question."""
 
     study: StudyShown
-    kind: Literal["treatment_effect", "risk_prediction"]
+    kind: Literal["treatment_effect", "risk_prediction", "survival"]
     run: str = ""
     started: str = ""
     ended: str = ""
@@ -298,6 +298,8 @@ class ReportData(Part):
     what_if_note: Text = ""
     protection: Literal["plain", "secure"] = "plain"
     plain_because: str | None = None
+    epsilon: float | None = None
+    delta: float | None = None
     minimum_cell: int = 10
     sites: list[SiteShown]
     effect: Effect | None = None

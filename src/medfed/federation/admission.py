@@ -7,23 +7,32 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from medfed.canonical import digest, pack
 from medfed.data.table import StudyTable
 from medfed.errors import MedfedError, PolicyViolation, PrivacyError
 from medfed.federation import gate
 from medfed.federation.approval import Approval, approvals_for
-from medfed.federation.call import PART, RUN_PATH, Call, Own, Protection, check_inputs, check_one_input
+from medfed.federation.budget import OVER_BUDGET, Charge, Limits
+from medfed.federation.call import (
+    PART,
+    RUN_PATH,
+    Call,
+    Own,
+    Protection,
+    check_inputs,
+    check_one_input,
+    counts_models,
+    model_opened,
+)
 from medfed.federation.execution import Execution
-from medfed.federation.ledger import Head
 from medfed.federation.opening import secure_roster
 from medfed.federation.openings import TOTALS_FIRST
 from medfed.federation.packages import Package, find_step, installed_package
 from medfed.federation.policy import Policy
+from medfed.federation.private import check_charge, limits_of
 from medfed.federation.seal import SiteStore
-from medfed.federation.step import Count, Reply, Step
+from medfed.federation.step import Reply, Step
 from medfed.federation.units import UNITS, Layout, count_units
 from medfed.privacy import Roster, public_hex
 from medfed.study import Study
@@ -33,7 +42,6 @@ PACKAGE_CHANGED = "the package that holds the step is not the one that was appro
 ALONE = "the question is put to this site alone, and its policy does not allow that"
 TOO_MANY_MODELS = "more models would be opened on these rows than the study names"
 ENOUGH_CALLS = "the site has answered as many calls of this study as it approved"
-OVER_BUDGET = "the answer would cost more epsilon than the site has left"
 SUMS_IN_PLAIN = "this site sums in plain; a call that says otherwise is not answered"
 SUMS_SECURELY = "sums of this study are secure at this site; a plain one is not answered"
 STRANGER = (
@@ -50,17 +58,6 @@ class Access:
     key: Ed25519PrivateKey
 
 
-def counts_models(call: Call, step: Step) -> bool:
-    """Whether the ledger counts how many models are put to these rows.
-
-    It does for validation and test rows, and for counts that depend on inputs: many of them, over models that differ a little, would
-    show single patients.
-    """
-    counts = any(isinstance(kind, Count) for kind in step.releases.values())
-    model = any(declared.model for declared in step.takes.values())
-    return (model and call.part.partition(":")[0] in ("test", "valid")) or (counts and bool(step.takes))
-
-
 class Admission:
     """Judges calls for the sites behind one store."""
 
@@ -70,13 +67,13 @@ class Admission:
         study: Study,
         store: SiteStore,
         execution: Execution,
-        cost: Callable[[Step, Call], float],
+        charge: Callable[[Call], Charge | None],
     ) -> None:
         self.sites = sites
         self.study = study
         self.store = store
         self.execution = execution
-        self.cost = cost
+        self.charge = charge
         self.answered: dict[str, int] = {}
         self._keys = {site: access.key for site, access in sites.items()}
         self._approvals: dict[str, Approval | str] = {}
@@ -136,6 +133,10 @@ class Admission:
                 raise PolicyViolation(f"secure sum: {problem}") from None
         return self._rosters[site, names]
 
+    def limits(self, site: str) -> Limits:
+        """What the site lets studies spend, in all and on this one."""
+        return limits_of(self.sites[site].policy, self._approvals[site], self.study)
+
     def count(self, sites: Sequence[str]) -> None:
         """So many more answers of these sites."""
         for site in sites:
@@ -171,6 +172,7 @@ class Admission:
             raise PolicyViolation(f"the step may not read the part {call.part!r}")
         if call.protection == "secure" and not step.is_sum:
             raise PolicyViolation(SUMS_IN_PLAIN)
+        check_charge(self.study, step, call.charge)
         return step, {} if call.phase == "open" else check_inputs(step, call, self.study.sizes)
 
     def judge(
@@ -179,16 +181,16 @@ class Admission:
         """Which of these sites answer, and why the others don't."""
         names: list[str] = []
         refused: dict[str, str] = {}
-        cost = self.cost(step, call)
+        charge = self.charge(call)
         # A site that passed every rule for this kind of call passes again, unless its approvals or the day changed.
         kind = (call.run.partition("/")[0], call.step, call.part, ",".join(call.roster), call.protection, today)
         passed = self._passed.setdefault(kind, set())
-        every_call = cost or counts_models(call, step) or not step.is_sum
+        every_call = charge is not None or counts_models(call, step) or not step.is_sum
         for site, mine in own.items():
             if site in passed and not mine.each and not every_call and self.answered.get(site, 0) < self._most(site):
                 names.append(site)
                 continue
-            reason = self._refuses(site, call, step, mine, sizes, cost)
+            reason = self._refuses(site, call, step, mine, sizes, charge)
             if reason is not None:
                 refused[site] = reason
                 continue
@@ -202,7 +204,7 @@ class Admission:
         return approval.most_calls if approval else 0
 
     def _refuses(
-        self, site: str, call: Call, step: Step, own: Own, sizes: Mapping[str, Any], cost: float
+        self, site: str, call: Call, step: Step, own: Own, sizes: Mapping[str, Any], charge: Charge | None
     ) -> str | None:
         access = self.sites[site]
         approval = self._approvals[site]
@@ -222,21 +224,24 @@ class Admission:
             self._verdicts[key] = self._refuses_step(access, approval, call, step, alone)
         if reason := self._verdicts[key]:
             return reason
-        if cost and self.store.heads().get(site, Head()).spent + cost > access.policy.budget:
-            return OVER_BUDGET
+        if charge is not None:
+            self.store.heads()
+            if self.store.spending.settle({site: 0.0}, call.study, charge, {site: self.limits(site)})[1]:
+                return OVER_BUDGET
         try:
             rows_asked = self._check_inputs(access, call, step, own, sizes)
         except MedfedError as problem:
             return str(problem)
-        if rows_asked > self.study.rows_at_most:
-            return "the site has more rows than the study's rows_per_site allows for"
-        rows = (site, call.part, call.protection)
-        if rows not in self._rows_judged:
-            self._rows_judged[rows] = self._judge_rows(site, call)
-        if reason := self._rows_judged[rows]:
-            return reason
+        if call.charge is None:  # a refusal by the data would tell what the noise hides
+            if rows_asked > self.study.rows_at_most:
+                return "the site has more rows than the study's rows_per_site allows for"
+            rows = (site, call.part, call.protection)
+            if rows not in self._rows_judged:
+                self._rows_judged[rows] = self._judge_rows(site, call)
+            if reason := self._rows_judged[rows]:
+                return reason
         if counts_models(call, step):
-            opened = self.model_opened(call, step, own)
+            opened = model_opened(call, step, own)
             seen = self.store.models_opened(site, opened[0])
             named = self.study.valid_models if call.part.partition(":")[0] == "valid" else self.study.test_models
             if opened[1] not in seen and len(seen) >= named:
@@ -257,6 +262,8 @@ class Admission:
         reply = any(isinstance(kind, Reply) for kind in step.releases.values())
         if secure and not reply:
             return SUMS_SECURELY
+        if call.charge is not None:
+            return None  # sums that carry noise are not under the rules for exact ones
         openings, patients = self.store.openings, self.sites[site].table.on(call.part).pseudonyms
         if secure and not openings.any_total(site, patients):
             return TOTALS_FIRST
@@ -321,13 +328,4 @@ class Admission:
             call.protection,
             self.store.cohorts(site, view),
             atoms,
-        )
-
-    @staticmethod
-    def model_opened(call: Call, step: Step, own: Own) -> tuple[str, str]:
-        """(question, digest of the model that is put to this site)."""
-        inputs = {**call.inputs, **own.each}
-        model = {name: inputs[name] for name, declared in step.takes.items() if declared.model} or inputs
-        return f"{call.study}|{call.step}|{call.part.partition(':')[0]}", digest(
-            pack({k: np.asarray(v) for k, v in model.items()})
         )

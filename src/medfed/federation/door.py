@@ -8,6 +8,7 @@ secure sum nothing leaves with the seal: it is opened afterwards, over many site
 import logging
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,19 @@ from numpy.typing import NDArray
 from medfed.canonical import pack, pack_rows
 from medfed.errors import MedfedError
 from medfed.federation import gate
-from medfed.federation.admission import OVER_BUDGET, Access, Admission, counts_models
+from medfed.federation.admission import Access, Admission
 from medfed.federation.approval import Approval
-from medfed.federation.call import Answer, Call, Failure, Own
+from medfed.federation.budget import OVER_BUDGET, Accountant, Charge
+from medfed.federation.call import Answer, Call, Failure, Own, counts_models, model_opened
 from medfed.federation.execution import Execution
 from medfed.federation.ledger import Durability, Head, sign_head
+from medfed.federation.refusals import record_failures, record_refusals
 from medfed.federation.seal import SiteStore
 from medfed.federation.secure_site import OTHER_QUESTION, SecureSites, asked_digest
 from medfed.federation.site_units import SiteUnits
 from medfed.federation.step import Step
 from medfed.federation.units import UNITS
+from medfed.privacy.accounting import charged_epsilon
 from medfed.study import Study
 
 log = logging.getLogger("medfed.site")
@@ -37,10 +41,6 @@ SEALED = Answer(pack({"sealed": True}))
 
 def _now() -> datetime:
     return datetime.now(UTC)
-
-
-def _no_cost(step: Step, call: Call) -> float:
-    return 0.0
 
 
 class Doors:
@@ -55,18 +55,19 @@ class Doors:
         durability: Durability = "call",
         twins: bool = True,
         clock: Callable[[], datetime] = _now,
-        cost: Callable[[Step, Call], float] = _no_cost,
+        charge: Callable[[Call], Charge | None] = attrgetter("charge"),
+        accountant: Accountant = charged_epsilon,
     ) -> None:
         self.sites = dict(sites)
         self.study = study
         self.clock = clock
-        self.cost = cost
-        self.store = SiteStore(store, durability)
+        self.charge = charge
+        self.store = SiteStore(store, durability, accountant)
         tables = {site: access.table for site, access in sites.items()}
         policies = {site: access.policy for site, access in sites.items()}
         secrets = {site: access.key.private_bytes_raw() for site, access in sites.items()}
         self.execution = Execution(study, tables, policies, self.store, twins=twins, secrets=secrets)
-        self.admission = Admission(self.sites, study, self.store, self.execution, cost)
+        self.admission = Admission(self.sites, study, self.store, self.execution, charge)
         self.units = SiteUnits(self.sites, study)
         self.openings = SecureSites(self.admission, self.store)
         self._watched: dict[tuple[str, str], frozenset[bytes]] = {}
@@ -121,15 +122,15 @@ class Doors:
         if not names:
             return out
         blobs = pack_rows(coded)
-        admission = self.admission
-        opened = (
-            {site: admission.model_opened(call, step, own[site]) for site in names} if counts_models(call, step) else {}
-        )
+        admission, charge = self.admission, self.charge(call)
+        limits = {site: admission.limits(site) for site in names} if charge is not None else {}
+        opened = {site: model_opened(call, step, own[site]) for site in names} if counts_models(call, step) else {}
         over = self.store.seal(
-            call, step, names, digests=digests, blobs=blobs, keep=keep, local=local, own=own, cost=self.cost(step, call),
-            amount=amount, at=at, budgets={site: self.sites[site].policy.budget for site in names},
-            cohorts={site: self.execution.view(site, call.part) for site in names}, opened=opened,
-            alone=names if call.protection == "plain" else (),
+            call, step, names, digests=digests, blobs=blobs, keep=keep, local=local, own=own, charge=charge,
+            amount=amount, at=at, limits=limits,
+            # Noisy sums may overlap with exact ones of other cohorts in any way: their noise protects.
+            cohorts={site: self.execution.view(site, call.part) for site in names} if call.charge is None else {},
+            opened=opened, alone=names if call.protection == "plain" and call.charge is None else (),
         )  # fmt: skip
         if over is None:  # another process sealed under this key meanwhile: what it sealed is the answer
             return out | self._answer(call, step, sizes, {site: own[site] for site in names}, at, today)
@@ -154,20 +155,30 @@ class Doors:
         at: str,
     ) -> tuple[list[str], dict[str, NDArray[Any]], Any, list[Any], int, dict[str, Answer | Failure]]:
         """Run the step and hold what it returns to the gate; failures and refusals are recorded."""
-        out: dict[str, Answer | Failure] = {}
         names, release, keep, local, effective, failed = self.execution.run(call, step, sizes, names, own)
-        out |= failed
-        if failed:
-            self.admission.count(self.store.record_failures(call, sorted(failed), at=at))
-        if not names:
-            return names, {}, None, [], 0, out
-        names, coded, keep, local, amount, held = self._gate(call, step, sizes, names, release, keep, local, effective)
-        out |= held
+        charge = self.charge(call)
+        limits = {site: self.admission.limits(site) for site in own} if charge is not None else {}
+        out: dict[str, Answer | Failure] = {}
+        held: dict[str, Answer | Failure] = {}
+        if failed and call.charge is not None:
+            # Whether a step fails may hang on one patient: under an epsilon that is a refusal, and costs as much.
+            held = {site: Failure("refused", f.reason) for site, f in failed.items() if isinstance(f, Failure)}
+        elif failed:
+            out |= failed
+            self.admission.count(record_failures(self.store, call, sorted(failed), at=at))
+        coded: dict[str, NDArray[Any]] = {}
+        amount = 0
+        if names:
+            names, coded, keep, local, amount, more = self._gate(
+                call, step, sizes, names, release, keep, local, effective
+            )
+            held |= more
         if held:
             # A refusal that depends on the data tells something: it is sealed, counted, and the same on a retry.
             reasons = {site: failure.reason for site, failure in held.items() if isinstance(failure, Failure)}
-            self.admission.count(self.store.record_refusals(call, reasons, digests, at=at))
-        return names, coded, keep, local, amount, out
+            recorded = record_refusals(self.store, call, reasons, digests, at=at, charge=charge, limits=limits)
+            self.admission.count(recorded)
+        return names, coded, keep, local, amount, out | held
 
     # -- gate ------------------------------------------------------------------------------------------------------
 
@@ -195,19 +206,15 @@ class Doors:
             effective=effective,
             row_bytes=[self._watch(site, call.part) for site in names],
             protection=call.protection,
+            noisy=call.charge is not None,
         )
         held: dict[str, Answer | Failure] = {
             site: Failure("refused", reason) for site, reason in zip(names, reasons, strict=True) if reason
         }
         if held:
             good = np.flatnonzero([reason is None for reason in reasons])
-            names = [names[i] for i in good]
-            coded = {name: value[good] for name, value in coded.items()}
-            local = [local[i] for i in good]
-            if isinstance(keep, list):
-                keep = [keep[i] for i in good]
-            elif keep is not None:
-                keep = {name: np.asarray(value)[good] for name, value in keep.items()}
+            names, local = [names[i] for i in good], [local[i] for i in good]
+            coded, keep = gate.only(coded, good), gate.only(keep, good)
         return names, coded, keep, local, amount, held
 
     # -- what engines and reports ask --------------------------------------------------------------------------------

@@ -10,12 +10,15 @@ from numpy.typing import NDArray
 
 from medfed.canonical import canonical_json, digest, pack
 from medfed.errors import LISTED, FederationError, LedgerError
+from medfed.federation.budget import Charge
 from medfed.federation.call import Answer, Call, Failure, Own, Protection
 from medfed.federation.opening import check_bounds, counted_releases, decoded, entry_sizes
 from medfed.federation.packages import Method, step_name
+from medfed.federation.private import noise_shares, release_deviation
 from medfed.federation.ring import decode
 from medfed.federation.secure import SecureSums
 from medfed.federation.step import Reply, Step, bind, shape_of
+from medfed.privacy.plan import total_deviation
 from medfed.privacy.roster import MINIMUM_SITES
 from medfed.study import Study
 
@@ -35,11 +38,16 @@ WITHOUT = {
 
 @dataclass(frozen=True)
 class Total:
-    """Sums over the sites that were counted: ``total["score"]``; who they are; why others are not among them."""
+    """Sums over the sites that were counted: ``total["score"]``; who they are; why others are not among them.
+
+    noise: standard deviation of the noise in each entry of a sum, by name; empty where there is none, and for metered
+    releases, whose noise went through the step.
+    """
 
     values: Mapping[str, NDArray[np.float64]]
     sites: tuple[str, ...]
     failures: Mapping[str, Failure]
+    noise: Mapping[str, float] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> NDArray[np.float64]:
         return self.values[name]
@@ -55,6 +63,7 @@ class RunContext(Protocol):
     ordinals: dict[tuple[int, str], int]
     protection: Protection
     secure: SecureSums | None
+    charges: Mapping[str, Charge]
 
     def exchange(self, call: Call, own: Mapping[str, Own]) -> Iterator[tuple[str, Answer | Failure]]: ...
     def journaled(self, key: str) -> tuple[str, Mapping[str, Any]] | None: ...
@@ -172,7 +181,15 @@ class Federation:
 
         secure = self.run.protection == "secure"
         outcome = self._once(step, inputs, {}, collect_secure if secure else collect_plain)
-        return Total(outcome["values"], tuple(outcome["sites"]), _failures(outcome))
+        noise = self._noise(step, len(outcome["sites"]))
+        return Total(outcome["values"], tuple(outcome["sites"]), _failures(outcome), noise)
+
+    def _noise(self, step: Step, counted: int) -> dict[str, float]:
+        charge = self.run.charges.get(step_name(step))
+        if charge is None or not step.is_bounded:
+            return {}
+        shares = noise_shares(self.run.protection, len(self.sites))
+        return {name: total_deviation(release_deviation(step, name, charge), counted, shares) for name in step.releases}
 
     def gather(
         self, step: Step, each: Mapping[str, Mapping[str, Any]] | None = None, **inputs: Any
@@ -180,6 +197,8 @@ class Federation:
         """Every site's own reply, or its failure. ``each``: inputs for one site only."""
         if any(not isinstance(kind, Reply) for kind in step.releases.values()):
             raise FederationError(f"{step.name} releases sums: ask for it with sum, not gather")
+        if self.study.privacy.epsilon is not None:
+            raise FederationError(f"{step.name}: the study has an epsilon, and single replies can't be given noise")
 
         def collect(call: Call, own: Mapping[str, Own]) -> dict[str, Any]:
             replies, failures = {}, {}
@@ -231,7 +250,10 @@ class Federation:
             variant=self.variant,
             protection=run.protection if step.is_sum else "plain",
             phase="seal" if step.is_sum and run.protection == "secure" else "answer",
+            charge=run.charges.get(name),
         )
+        if call.charge is None and self.study.privacy.epsilon is not None:
+            raise FederationError(f"{name} is not among the private calls that the method planned")
         counted = run.counted.get(slot, {}) if slot else {}
         settled = run.settled.get(slot, {}) if slot else {}
         if slot or each:

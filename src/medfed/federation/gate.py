@@ -5,6 +5,7 @@ counts, since the coordinator sees each site's terms; for a secure one at the ro
 of ours that quote no count.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -246,10 +247,14 @@ def check_release(
     effective: NDArray[np.float64] | None,
     row_bytes: Sequence[frozenset[bytes]],
     protection: Protection = "plain",
+    noisy: bool = False,
 ) -> tuple[list[str | None], dict[str, NDArray[Any]], int]:
     """Hold stacked releases (S, ...) of S sites to declaration and policies; encode sums for the ring.
 
     Where sums are secure, small counts and values for each patient are judged on totals, before anything is opened.
+    noisy: of a charged call. What protects is the noise, so the rules for exact sums are not asked, and their answers,
+    which depend on the data, are not told; bounded releases come as integers of the ring and stay as they are.
+
     Returns a reason or None a site, the coded arrays (zeros where a site is held back), and values a release.
     """
     count = len(rows)
@@ -265,10 +270,14 @@ def check_release(
     coded: dict[str, NDArray[Any]] = {}
     for name, declared in step.releases.items():
         values = release[name]
+        if noisy and step.is_bounded:
+            amounts["sum"] += math.prod(shape_of(declared.shape, sizes))
+            coded[name] = values
+            continue
         flat = values.reshape(count, -1)
         if isinstance(declared, Sum):
             amounts["sum"] += flat.shape[1]
-            limit = declared.limit if declared.limit is not None else (declared.limit_per_row or 0.0) * rows
+            limit = declared.at_most(rows)
         elif isinstance(declared, Count):
             amounts["count"] += flat.shape[1]
             limit = patients.astype(np.float64)
@@ -283,14 +292,14 @@ def check_release(
                 hold(np.array([not policy.site_terms_visible for policy in policies]), SITE_TERMS)
         largest = np.abs(flat).max(1, initial=0.0)
         hold(~(largest <= limit), OVER_LIMIT)
-        if values.ndim >= 2 and values.shape[-1] == sizes.get("p"):
+        if not noisy and values.ndim >= 2 and values.shape[-1] == sizes.get("p"):
             hold(_holds_row(values, row_bytes), PATIENT_ROW)
         coded[name] = values
     for kind, amount in amounts.items():
         allowed = np.array([policy.values_per_patient.get(kind, 0.0) for policy in policies])  # type: ignore[call-overload]
-        if amount and plain:
+        if amount and plain and not noisy:
             hold(amount > allowed * patients, TOO_MANY_VALUES)
-    if effective is not None:
+    if effective is not None and not noisy:
         needed = np.array([max(policy.minimum_patients, 1) for policy in policies], dtype=np.float64)
         if not plain:
             # A small site hides among the others, but no patient of it may stand out from its own.
@@ -299,6 +308,8 @@ def check_release(
     bad = np.array([reason is not None for reason in reasons])
     for name, declared in step.releases.items():
         values = coded[name]
+        if noisy and step.is_bounded:
+            continue
         if bad.any():
             values = np.where(bad.reshape((count,) + (1,) * (values.ndim - 1)), 0.0, values)
         if isinstance(declared, Reply):
@@ -320,18 +331,35 @@ def _holds_row(values: NDArray[np.float64], row_bytes: Sequence[frozenset[bytes]
     )
 
 
+def only(kept: Any, good: NDArray[np.intp]) -> Any:
+    """What belongs to the sites at these places: of a list, or of arrays by name with a leading axis of sites."""
+    if kept is None:
+        return None
+    if isinstance(kept, list):
+        return [kept[i] for i in good]
+    return {name: np.asarray(value)[good] for name, value in kept.items()}
+
+
 class NotAsDeclared(ValueError):
     """A step returned something else than it declares."""
 
 
-def check_declared(step: Step, release: Mapping[str, Any], sizes: Mapping[str, Any]) -> dict[str, NDArray[np.float64]]:
-    """One site's release as float arrays of exactly the declared names and shapes; ValueError otherwise."""
+def check_declared(
+    step: Step, release: Mapping[str, Any], sizes: Mapping[str, Any], rows: int
+) -> dict[str, NDArray[np.float64]]:
+    """One site's release as float arrays of exactly the declared names and shapes; ValueError otherwise.
+
+    A bounded release has a row of terms for each of the site's rows in front.
+    """
     if set(release) != set(step.releases):
         raise NotAsDeclared("undeclared or missing release")
     arrays = {}
     for name, declared in step.releases.items():
         value = np.asarray(release[name])
-        if value.dtype.kind not in "fiub" or value.shape != shape_of(declared.shape, sizes):
+        wanted = shape_of(declared.shape, sizes)
+        if isinstance(declared, Sum) and declared.unit_bound is not None:
+            wanted = (rows, *wanted)
+        if value.dtype.kind not in "fiub" or value.shape != wanted:
             raise NotAsDeclared(f"release {name!r} has the wrong type or shape")
         arrays[name] = value.astype(np.float64)
     return arrays

@@ -24,12 +24,18 @@ NOT_COUNTED = "the signed count that allows this sum was not shown, or belongs t
 
 
 def secure_roster(study: Study, keys: Mapping[str, str]) -> dict[str, str]:
-    """The invited sites whose keys are known, where sums can be secure over them; none where sums are plain."""
+    """The invited sites whose keys are known, where sums can be secure over them; none where sums are plain.
+
+    Under an epsilon every site adds its full noise, and the noise protects: sums are plain.
+    """
+    if study.privacy.epsilon is not None:
+        return {}
     known = {site: keys[site] for site in study.sites.invited if site in keys}
     return known if study.privacy.sums == "strongest" and len(known) >= MINIMUM_SITES else {}
 
 
 PLAIN_ASKED = "the study asks for sums in plain"
+PLAIN_NOISE = "the study has an epsilon: every site adds noise of its own, and that protects its sums"
 PLAIN_FEW = "secure sums need at least three sites whose keys every site has approved: of two, each would learn the other's terms"
 
 
@@ -37,6 +43,8 @@ def why_plain(study: Study, roster: Mapping[str, str]) -> str | None:
     """Why sums of a study are plain over these sites; None where they are secure."""
     if study.privacy.sums == "plain":
         return PLAIN_ASKED
+    if study.privacy.epsilon is not None:
+        return PLAIN_NOISE
     return None if secure_roster(study, roster) else PLAIN_FEW
 
 

@@ -9,11 +9,13 @@ from typing import Any
 
 from medfed.canonical import pack, unpack
 from medfed.errors import FederationError, MedfedError
+from medfed.federation.budget import Charge
 from medfed.federation.call import RUN_PATH, Answer, Call, Engine, Failure, Own, Protection, TellsOfWaiting, Waiting
 from medfed.federation.federation import Federation
 from medfed.federation.ledger import Durability, SignedHead, is_head_signed
 from medfed.federation.opening import secure_roster
 from medfed.federation.packages import Method
+from medfed.federation.private import charges_of
 from medfed.federation.secure import SecureSums
 from medfed.federation.status import StatusFile
 from medfed.federation.store import RunnerStore
@@ -46,6 +48,7 @@ class _Run:
     path: str
     counted: dict[str, dict[str, str]]
     protection: Protection
+    charges: Mapping[str, Charge]
     secure: SecureSums | None = None
     ordinals: dict[tuple[int, str], int] = field(default_factory=dict)
     settled: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -95,6 +98,7 @@ class Runner:
         self.listener = listener
         self.public_keys = dict(public_keys or {})
         self.clock = clock
+        self.charges: Mapping[str, Charge] = {}
         self.store = RunnerStore(folder, durability)
         self.roster: dict[str, str] = {}
         self.status = StatusFile(folder)
@@ -133,6 +137,7 @@ class Runner:
             raise FederationError(
                 f"a run's name has letters, digits, '.', '_' and '-' only, and 80 at most; not {run!r}"
             )
+        self.charges = charges_of(self.study, method)  # what can't be charged is refused before anything is asked
         at = self.clock().isoformat(timespec="seconds")
         self.status.begin(run, 0)
         self.store.start_run(run, self.study.hash, self.study.model_dump_json(), at)
@@ -175,7 +180,7 @@ class Runner:
         elif not path.count("/"):
             self.store.write_checkpoint(path, 0, pointers, pack(state))
             state = _restored(type(state), unpack(pack(state)))
-        run = _Run(self, study, path, pointers, "secure" if self.roster else "plain")
+        run = _Run(self, study, path, pointers, "secure" if self.roster else "plain", self.charges)
         if self.roster:
             run.secure = SecureSums(study, self.store, self.roster, run.exchange)
         while not method.done(state):

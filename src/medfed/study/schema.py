@@ -82,7 +82,7 @@ class Cohort(Declared):
 class Task(Declared):
     """What is to be learned, and how code variables become features."""
 
-    kind: Literal["treatment_effect", "risk_prediction"]
+    kind: Literal["treatment_effect", "risk_prediction", "survival"]
     coding: Literal["reference", "all_levels"] = "reference"
 
 
@@ -125,11 +125,33 @@ class Parts(Declared):
         return self
 
 
+DELTA = 1e-5
+
+
 class Privacy(Declared):
-    """How sums are protected. ``strongest``: as well as the installed engine can."""
+    """How sums are protected. ``strongest``: as well as the installed engine can.
+
+    epsilon, delta: differential privacy of every patient, added or removed, over all that a run releases at a site. With
+    an epsilon every sum carries noise, and what can't is refused before the run. delta: 1e-5 where only epsilon is given.
+    """
 
     sums: Literal["strongest", "plain"] = "strongest"
     minimum_cell: int = Field(default=10, ge=1)
+    epsilon: float | None = Field(default=None, gt=0, le=50)
+    delta: float | None = Field(default=None, gt=0, le=0.01)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_delta(cls, declared: Any) -> Any:
+        if isinstance(declared, Mapping) and declared.get("epsilon") is not None and declared.get("delta") is None:
+            return {**declared, "delta": DELTA}
+        return declared
+
+    @model_validator(mode="after")
+    def _both(self) -> Self:
+        if self.epsilon is None and self.delta is not None:
+            raise ValueError("delta: a delta needs an epsilon; give one, or remove the delta")
+        return self
 
 
 class Evaluation(Declared):
@@ -199,7 +221,10 @@ class Study(Declared):
 
         The order of variables and of a variable's codes does: it is that of the features and of their levels.
         """
-        return self._digest(self.model_dump(mode="json"))
+        content = self.model_dump(mode="json")
+        if self.privacy.epsilon is None:  # a study without noise keeps the hash that it had before there was any
+            del content["privacy"]["epsilon"], content["privacy"]["delta"]
+        return self._digest(content)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A changed study, checked as one from a file. Raises StudyError.
@@ -234,6 +259,11 @@ class Study(Declared):
         return self._with_role("arm")
 
     @cached_property
+    def time(self) -> str | None:
+        """Name of the time to the event or to the end of follow-up, in a survival study."""
+        return self._with_role("time")
+
+    @cached_property
     def covariates(self) -> tuple[str, ...]:
         """Names of the covariates, in the study's order."""
         return tuple(name for name, variable in self.variables.items() if variable.role == "covariate")
@@ -243,7 +273,7 @@ class Study(Declared):
         """The feature columns that the study's variables become."""
         columns = [Column("intercept", "", "intercept", None, 0.0, 1.0)]
         for name, variable in self.variables.items():
-            if variable.role == "covariate" or (variable.role == "arm" and self.task.kind == "treatment_effect"):
+            if variable.role == "covariate" or (variable.role == "arm" and self.task.kind != "risk_prediction"):
                 columns += _columns_of(name, variable, self.task.coding)
         return Design(tuple(columns))
 
@@ -255,10 +285,28 @@ class Study(Declared):
             "outcomes": 2,
             "bins": (self.evaluation.bins,),
             "folds": (max(self.parts.folds or 1, 1),),
+            "described_codes": sum(len(variable.codes or ()) for variable in self.variables.values()),
+            "described_numbers": sum(variable.type == "number" for variable in self.variables.values()),
         }
         if self.arm:
             sizes["arms"] = len(self.variables[self.arm].codes or ())
+        if self.time:
+            sizes |= self._survival_sizes(self.variables[self.time].intervals)
         return sizes
+
+    def _survival_sizes(self, intervals: int) -> dict[str, int | tuple[int]]:
+        """times: intervals of the declared grid; cells: neighbours of it merged; slopes: features but the intercept;
+        indicators: those of them that are 0 or 1; groups: levels of the code variable that curves are compared by.
+        """
+        columns = self.design.columns
+        levels = [len(variable.codes or ()) for variable in self.variables.values()]
+        return {
+            "times": intervals,
+            "cells": (intervals,),
+            "slopes": len(columns) - 1,
+            "indicators": sum(column.kind == "indicator" for column in columns),
+            "groups": (max([1, *levels]),),
+        }
 
     @property
     def rows_at_most(self) -> int:

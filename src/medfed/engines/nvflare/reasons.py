@@ -8,7 +8,18 @@ import re
 from string import Formatter
 
 from medfed.engines import site_folders
-from medfed.federation import admission, door, execution, federation, gate, opening, openings, secure_site
+from medfed.federation import (
+    admission,
+    budget,
+    door,
+    execution,
+    federation,
+    gate,
+    opening,
+    openings,
+    private,
+    secure_site,
+)
 from medfed.federation.call import Failure
 
 STEP_ENDED = "the process of the step ended twice, most likely for want of memory; the site's own log has the details"
@@ -54,7 +65,7 @@ TEMPLATES = (
 
 _FIXED = SENTENCES | {
     value
-    for module in (admission, door, execution, federation, gate, opening, openings, secure_site, site_folders)
+    for module in (admission, budget, door, execution, federation, gate, opening, openings, private, secure_site, site_folders)
     for name, value in vars(module).items()
     if name.isupper() and isinstance(value, str)
 } | {STEP_ENDED, NOT_ANSWERED, NO_STUDY, DISK, KEEP_GONE}  # fmt: skip

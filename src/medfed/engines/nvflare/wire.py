@@ -13,6 +13,7 @@ import numpy as np
 from medfed.canonical import pack, unpack
 from medfed.engines.nvflare.frames import BadMessage
 from medfed.errors import LedgerError
+from medfed.federation.budget import Charge, charge_of
 from medfed.federation.call import (
     PART,
     RUN_PATH,
@@ -50,6 +51,7 @@ def call_content(call: Call) -> dict[str, Any]:
         "opening": None if call.opening is None else {
             "attempt": call.opening.attempt, "purpose": call.opening.purpose, "asked": call.opening.asked,
         },
+        **({"charge": call.charge.text} if call.charge is not None else {}),
     }  # fmt: skip
 
 
@@ -109,6 +111,7 @@ def read_call(content: Mapping[str, Any], blob: bytes, blob_hash: str = "") -> t
         protection=cast(Protection, protection),
         phase=cast(Phase, phase),
         opening=opening,
+        charge=_charge(content),
         inputs_hash="" if each or opening else blob_hash,
     )
     return call, Own(_key(content, "kept"), _key(content, "settled"), each, message)
@@ -127,6 +130,16 @@ def _opening(value: object, blob: bytes) -> tuple[Opening, bytes | None]:
         raise BadMessage("a message of a secure sum is not as medfed writes it")
     opening = Opening(_number(value, "attempt"), value["purpose"], str(value["asked"]), shown.tobytes())
     return opening, None if message is None else message.tobytes()
+
+
+def _charge(content: Mapping[str, Any]) -> Charge | None:
+    """The noise that a call asks for, in a study with an epsilon; the site's door holds it to the study."""
+    if content.get("charge") is None:
+        return None
+    try:
+        return charge_of(_text(content, "charge", 200))
+    except LedgerError:
+        raise BadMessage("a call does not state its noise as medfed writes it") from None
 
 
 def _trees(blob: bytes) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
