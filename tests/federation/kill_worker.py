@@ -20,14 +20,17 @@ from medfed.canonical import pack
 from medfed.engines.what_if import what_if
 from medfed.errors import FederationError
 from medfed.evaluation.study_run import StudyRun
+from medfed.federation.budget import Charge
 from medfed.federation.call import Failure
 from medfed.federation.packages import find_method
 from medfed.federation.policy import Policy
 from medfed.federation.runner import Runner
+from medfed.privacy.accounting import Event
 
 SITES = [f"s{i}" for i in range(6)]
 ROWS = [64, 41, 23, 57, 30, 16]
 COST = 0.25
+CHARGE = Charge(Event(1.0))
 
 
 class Points:
@@ -71,11 +74,17 @@ class LateSites:
 
 
 def study_of(method: str):
-    """newton, scaffold; or study: Newton with its cross-validated evaluation, which runs in children."""
+    """newton, scaffold; study: Newton with its cross-validated evaluation, which runs in children; private: with noise."""
     newton = {"use": "medfed:medfed.methods.newton.Newton", "settings": {"tolerance": 1e-9}}
     scaffold = {"rounds": 12, "participation": 0.7, "batch": 8, "rate": 0.2}
     if method == "scaffold":
         return synthetic_study(SITES, method={"use": "medfed:medfed.methods.scaffold.Scaffold", "settings": scaffold})
+    if method == "private":
+        fedavg = {
+            "use": "medfed:medfed.methods.private_fedavg.PrivateFedAvg",
+            "settings": {"rounds": 6, "local_steps": 2},
+        }
+        return synthetic_study(SITES, method=fedavg, privacy={"epsilon": 3.0})
     if method == "study":
         folds = {"kind": "folds", "folds": 2}
         return synthetic_study(SITES, method=newton, parts=folds, evaluation={"design": "cross_validation"})
@@ -90,7 +99,8 @@ def main(folder: Path, method_name: str, late: str, kill_at: int) -> None:
     engine, public = what_if(
         folder / "sites", synthetic_tables(study, ROWS), study, [method],
         policy=Policy(values_per_patient=GENEROUS, minimum_cell=1, budget=1e6), keys=fixed_keys(SITES),
-        durability="process", clock=lambda: start, cost=lambda step, call: COST,
+        durability="process", clock=lambda: start, charge=lambda call: call.charge or CHARGE,
+        accountant=lambda events, delta: COST * sum(events.values()), approved_budget=1e6,
     )  # fmt: skip
     points.watch(engine.doors[0].store.db, "seal")
     proxy = LateSites(engine, late, points)

@@ -166,7 +166,8 @@ class SiteFolders:
         return SiteFacts(
             title,
             releases=tuple(released(db, name, self.study.hash, run)),
-            patients=access.table.on("all").patients,
+            # Beside the values in a call it would tell how many patients there are, which noise hides.
+            patients=access.table.on("all").patients if self.study.privacy.epsilon is None else None,
             approval=None
             if approval is None
             else {"until": approval.until, "hash": approval.study, "table_version": approval.table_version},

@@ -38,6 +38,7 @@ def what_if(
     durability: Durability = "process",
     twins: bool = True,
     most_calls: int = 1_000_000,
+    approved_budget: float | None = None,
     clock: Callable[[], datetime] = now,
     **options: Any,
 ) -> tuple[Embedded, dict[str, str]]:
@@ -70,6 +71,7 @@ def what_if(
                 until=FAR_DAY,
                 key=access.key,
                 most_calls=most_calls,
+                budget=approved_budget,
                 at=clock().isoformat(timespec="seconds"),
             )
     db.close()

@@ -1,5 +1,6 @@
 """A study over the sites of one consortium, on this machine or over a network: run, figures, report, model files."""
 
+import json
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from medfed.engines.facts import ConsortiumEngine, Heads, SiteFacts
 from medfed.engines.site_folders import SiteFolders
 from medfed.evaluation.outcome import coefficient_table, effect_figures, fitted_model, prediction_figures, site_alarms
 from medfed.evaluation.report import write_report
+from medfed.evaluation.report_data import plain
 from medfed.evaluation.study_run import StudyRun
 from medfed.federation.gate import REPLY_NOT_LISTED, SITE_TERMS
 from medfed.federation.ledger import Durability
@@ -69,7 +71,7 @@ def run_consortium(
         report = _report(study, run, engine, result, heads, started)
         folder = consortium / "coordinator" / "runs" / run
         models = _write_models(folder, study, run, result, report)
-        files = write_report(report, folder)
+        files = [*write_report(report, folder), *_write_estimates(folder, study, result)]
         return ConsortiumRun(report, folder, tuple([*files, *models.values()]), models, result)
     finally:
         engine.close()
@@ -78,7 +80,7 @@ def run_consortium(
 def _write_models(
     folder: Path, study: Study, run: str, result: Mapping[str, Any], report: dict[str, Any]
 ) -> dict[str, Path]:
-    if study.task.kind != "risk_prediction":
+    if study.task.kind != "risk_prediction" or "coefficients" not in result["fitted"]:
         return {}
     fitted = result["fitted"]
     provenance = {"run": run, "method": study.method.use, "sites": list(fitted["sites"]), "medfed": __version__}
@@ -87,6 +89,15 @@ def _write_models(
     write_atomically(path, model.to_bytes())
     report["model"] = {"file": path.name, "hash": model.hash}
     return {"main": path}
+
+
+def _write_estimates(folder: Path, study: Study, result: Mapping[str, Any]) -> list[Path]:
+    """What a method found that fits no model (counts, means, histograms), as JSON beside the report."""
+    if study.task.kind != "risk_prediction" or "coefficients" in result["fitted"]:
+        return []
+    path = folder / "estimates.json"
+    write_atomically(path, json.dumps(plain(result["fitted"]), ensure_ascii=False, indent=2).encode())
+    return [path]
 
 
 def _counted(study: Study, result: Mapping[str, Any]) -> list[str]:
@@ -128,6 +139,8 @@ def _report(
         "medfed": __version__,
         "what_if": not all(site.usual_minimum for site in facts.values()),
         "protection": engine.protections[-1],
+        "epsilon": study.privacy.epsilon,
+        "delta": study.privacy.delta,
         "minimum_cell": max(
             [site.minimum_cell for site in facts.values() if site.minimum_cell is not None],
             default=study.privacy.minimum_cell,

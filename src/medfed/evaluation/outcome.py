@@ -111,6 +111,7 @@ def _overall(summary: Mapping[str, Any]) -> Figures:
         summary["log_loss"] * rows,
         summary["accuracy"] * rows,
     )
+    found |= {key: summary[key] for key in ("oe_low", "oe_high") if key in summary}  # where noise widens them
     return found | _auc(summary["area"], summary["area_variance"])
 
 

@@ -20,6 +20,7 @@ from medfed.evaluation.report_guide import guide_section
 from medfed.evaluation.report_labels import Labels
 from medfed.evaluation.report_leaving import leaving_section
 from medfed.evaluation.report_prediction import prediction_answer, prediction_sections
+from medfed.language import power_of_ten
 
 FILES = {"en": "report.html", "zh": "report.zh.html"}
 _NAMES = {"en": "English", "zh": "中文"}
@@ -97,6 +98,10 @@ def _head(labels: Labels, *, linked: bool) -> Head:
             _("none: the rows are aggregated") if data.study.protects == "none" else _("the patient"),
         ),
     ]
+    if data.epsilon is not None and data.delta is not None:
+        spends = _("epsilon {epsilon} at delta {delta}; every figure carries noise")
+        words = {"epsilon": f"{data.epsilon:g}", "delta": power_of_ten(data.delta)}
+        facts.append((_("Differential privacy of a patient"), spends.format(**words)))
     other = next(lang for lang in FILES if lang != labels.lang)
     return Head(
         kicker=_("medfed report · {name}").format(name=data.study.name),

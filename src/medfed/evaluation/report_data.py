@@ -287,7 +287,7 @@ class ReportData(Part):
     """A finished run. kind says which of ``effect`` and ``prediction`` answers the question."""
 
     study: StudyShown
-    kind: Literal["treatment_effect", "risk_prediction"]
+    kind: Literal["treatment_effect", "risk_prediction", "survival"]
     run: str = ""
     started: str = ""
     ended: str = ""
@@ -295,6 +295,8 @@ class ReportData(Part):
     what_if: bool = False
     what_if_note: Text = ""
     protection: Literal["plain", "secure"] = "plain"
+    epsilon: float | None = None
+    delta: float | None = None
     minimum_cell: int = 10
     sites: list[SiteShown]
     effect: Effect | None = None

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,28 @@ from medfed.data.table import StudyTable
 from medfed.errors import MedfedError, PolicyViolation
 from medfed.federation import gate
 from medfed.federation.approval import Approval, approvals_for
-from medfed.federation.call import PART, RUN_PATH, Answer, Call, Failure, Own, check_inputs, check_one_input
+from medfed.federation.budget import OVER_BUDGET, Accountant, Charge, Limits
+from medfed.federation.call import (
+    PART,
+    RUN_PATH,
+    Answer,
+    Call,
+    Failure,
+    Own,
+    check_inputs,
+    check_one_input,
+    counts_models,
+    model_opened,
+)
 from medfed.federation.execution import Execution
 from medfed.federation.ledger import Durability, Head, sign_head
 from medfed.federation.packages import Package, find_step, installed_package
 from medfed.federation.policy import Policy
+from medfed.federation.private import check_charge, limits_of
+from medfed.federation.refusals import record_failures, record_refusals
 from medfed.federation.seal import SiteStore
-from medfed.federation.step import Count, Step
+from medfed.federation.step import Step
+from medfed.privacy.accounting import charged_epsilon
 from medfed.study import Study
 
 log = logging.getLogger("medfed.site")
@@ -37,7 +53,6 @@ PACKAGE_CHANGED = "the package that holds the step is not the one that was appro
 ALONE = "the question is put to this site alone, and its policy does not allow that"
 TOO_MANY_MODELS = "more models would be opened on these rows than the study names"
 ENOUGH_CALLS = "the site has answered as many calls of this study as it approved"
-OVER_BUDGET = "the answer would cost more epsilon than the site has left"
 
 
 def _now() -> datetime:
@@ -53,21 +68,6 @@ class Access:
     key: Ed25519PrivateKey
 
 
-def _no_cost(step: Step, call: Call) -> float:
-    return 0.0
-
-
-def _counts_models(call: Call, step: Step) -> bool:
-    """Whether the ledger counts how many models are put to these rows.
-
-    It does for validation and test rows, and for counts that depend on inputs: many of them, over models that differ a little, would
-    show single patients.
-    """
-    counts = any(isinstance(kind, Count) for kind in step.releases.values())
-    model = any(declared.model for declared in step.takes.values())
-    return (model and call.part.partition(":")[0] in ("test", "valid")) or (counts and bool(step.takes))
-
-
 class Doors:
     """The doors of one or many sites over one store, for one study."""
 
@@ -80,13 +80,14 @@ class Doors:
         durability: Durability = "call",
         twins: bool = True,
         clock: Callable[[], datetime] = _now,
-        cost: Callable[[Step, Call], float] = _no_cost,
+        charge: Callable[[Call], Charge | None] = attrgetter("charge"),
+        accountant: Accountant = charged_epsilon,
     ) -> None:
         self.sites = dict(sites)
         self.study = study
         self.clock = clock
-        self.cost = cost
-        self.store = SiteStore(store, durability)
+        self.charge = charge
+        self.store = SiteStore(store, durability, accountant)
         tables = {site: access.table for site, access in sites.items()}
         policies = {site: access.policy for site, access in sites.items()}
         secrets = {site: access.key.private_bytes_raw() for site, access in sites.items()}
@@ -99,7 +100,7 @@ class Doors:
         self._passed: dict[tuple[str, str, str, tuple[str, ...], str], set[str]] = {}
         self._rows_judged: dict[tuple[str, str, str], str | None] = {}
         self._packages: dict[tuple[str, str], Package] = {}
-        self._watched: dict[tuple[str, str], frozenset[bytes]] = {}
+        self._watched: dict[tuple[str, str], frozenset[int]] = {}
         self._counts: dict[str, tuple[NDArray[np.int64], NDArray[np.int64], dict[str, int]]] = {}
 
     # -- the five stages of a call -------------------------------------------------------------------------------
@@ -125,17 +126,17 @@ class Doors:
         for site, (sealed, found) in self.store.sealed(call.key, [site for site in own if site not in out]).items():
             out[site] = found if sealed == digests[site] else Failure("refused", OTHER_QUESTION)
         names: list[str] = []
-        cost = self.cost(step, call)
+        charge = self.charge(call)
         # A site that passed every rule for this kind of call passes again, unless its approvals or the day changed.
         passed = self._passed.setdefault((call.run.partition("/")[0], call.step, call.part, call.roster, today), set())
-        every_call = cost or _counts_models(call, step)
+        every_call = charge is not None or counts_models(call, step)
         for site, mine in own.items():
             if site in out:
                 continue
             if site in passed and not mine.each and not every_call and self._answered.get(site, 0) < self._most(site):
                 names.append(site)
                 continue
-            reason = self._refuses(site, call, step, mine, sizes, today, cost)
+            reason = self._refuses(site, call, step, mine, sizes, charge)
             if reason is not None:
                 out[site] = Failure("refused", reason)
                 continue
@@ -145,28 +146,36 @@ class Doors:
         if not names:
             return out
         names, release, keep, local, effective, failed = self.execution.run(call, step, sizes, names, own)
-        out |= failed
         at = now.isoformat(timespec="seconds")
-        if failed:
-            self._count(self.store.record_failures(call, sorted(failed), at=at))
-        if not names:
-            return out
-        names, coded, keep, local, amount, held = self._gate(call, step, sizes, names, release, keep, local, effective)
+        limits = {site: self._limits(site) for site in own} if charge is not None else {}
+        held: dict[str, Answer | Failure] = {}
+        if failed and call.charge is not None:
+            # Whether a step fails may hang on one patient: under an epsilon that is a refusal, and costs as much.
+            held = {site: Failure("refused", f.reason) for site, f in failed.items() if isinstance(f, Failure)}
+        elif failed:
+            out |= failed
+            self._count(record_failures(self.store, call, sorted(failed), at=at))
+        coded: dict[str, NDArray[Any]] = {}
+        amount = 0
+        if names:
+            names, coded, keep, local, amount, more = self._gate(
+                call, step, sizes, names, release, keep, local, effective
+            )
+            held |= more
         out |= held
         if held:
             # A refusal that depends on the data tells something: it is sealed, counted, and the same on a retry.
             reasons = {site: failure.reason for site, failure in held.items() if isinstance(failure, Failure)}
-            self._count(self.store.record_refusals(call, reasons, digests, at=at))
+            self._count(record_refusals(self.store, call, reasons, digests, at=at, charge=charge, limits=limits))
         if not names:
             return out
         blobs = pack_rows(coded)
-        opened = (
-            {site: self._model_opened(call, step, own[site]) for site in names} if _counts_models(call, step) else {}
-        )
+        opened = {site: model_opened(call, step, own[site]) for site in names} if counts_models(call, step) else {}
         over = self.store.seal(
-            call, step, names, digests=digests, blobs=blobs, keep=keep, local=local, own=own, cost=cost, amount=amount,
-            at=at, budgets={site: self.sites[site].policy.budget for site in names},
-            cohorts={site: self.execution.view(site, call.part) for site in names},
+            call, step, names, digests=digests, blobs=blobs, keep=keep, local=local, own=own, charge=charge,
+            amount=amount, at=at, limits=limits,
+            # Noisy sums may overlap with exact ones of other cohorts in any way: their noise protects.
+            cohorts={site: self.execution.view(site, call.part) for site in names} if call.charge is None else {},
             opened=opened,
         )  # fmt: skip
         if over is None:  # another process sealed under this key meanwhile: what it sealed is the answer
@@ -204,10 +213,14 @@ class Doors:
             raise PolicyViolation(f"the step may not read the part {call.part!r}")
         if not set(call.roster) <= set(self.study.sites.invited):
             raise PolicyViolation("the roster names sites that the study does not invite")
+        check_charge(self.study, step, call.charge)
         return step, check_inputs(step, call, self.study.sizes)
 
+    def _limits(self, site: str) -> Limits:
+        return limits_of(self.sites[site].policy, self._approvals[site], self.study)
+
     def _refuses(
-        self, site: str, call: Call, step: Step, own: Own, sizes: Mapping[str, Any], today: str, cost: float
+        self, site: str, call: Call, step: Step, own: Own, sizes: Mapping[str, Any], charge: Charge | None
     ) -> str | None:
         access = self.sites[site]
         approval = self._approvals[site]
@@ -222,8 +235,10 @@ class Doors:
             self._verdicts[key] = self._refuses_step(access, approval, call, step, alone)
         if reason := self._verdicts[key]:
             return reason
-        if cost and self.store.heads().get(site, Head()).spent + cost > access.policy.budget:
-            return OVER_BUDGET
+        if charge is not None:
+            self.store.heads()
+            if self.store.spending.settle({site: 0.0}, call.study, charge, {site: self._limits(site)})[1]:
+                return OVER_BUDGET
         try:
             if missing := set(step.takes) - set(call.inputs) - set(own.each):
                 raise PolicyViolation(f"the call lacks the input {min(missing)!r}")
@@ -231,7 +246,7 @@ class Doors:
                 if name not in step.takes:
                     raise PolicyViolation(f"the call brings an input {name!r} that the step does not declare")
                 check_one_input(name, value, step, sizes, limit=step.takes[name].limit)
-            gate.check_steepness(step, {**call.inputs, **own.each}, self.study, access.policy)
+            gate.check_steepness(step, {**call.inputs, **own.each}, self.study, access.policy, call.variant)
             for name, limit in access.policy.input_limits.items():
                 if name in step.takes:
                     value = own.each[name] if name in own.each else call.inputs[name]
@@ -239,15 +254,16 @@ class Doors:
             rows_asked = access.table.on(call.part).rows
         except MedfedError as problem:
             return str(problem)
-        if rows_asked > self.study.rows_at_most:
-            return "the site has more rows than the study's rows_per_site allows for"
-        rows = (site, call.part, call.protection)
-        if rows not in self._rows_judged:
-            self._rows_judged[rows] = self._judge_rows(site, call)
-        if reason := self._rows_judged[rows]:
-            return reason
-        if _counts_models(call, step):
-            opened = self._model_opened(call, step, own)
+        if call.charge is None:  # a refusal by the data would tell what the noise hides
+            if rows_asked > self.study.rows_at_most:
+                return "the site has more rows than the study's rows_per_site allows for"
+            rows = (site, call.part, call.protection)
+            if rows not in self._rows_judged:
+                self._rows_judged[rows] = self._judge_rows(site, call)
+            if reason := self._rows_judged[rows]:
+                return reason
+        if counts_models(call, step):
+            opened = model_opened(call, step, own)
             seen = self.store.models_opened(site, opened[0])
             named = self.study.valid_models if call.part.partition(":")[0] == "valid" else self.study.test_models
             if opened[1] not in seen and len(seen) >= named:
@@ -297,15 +313,6 @@ class Doors:
             access.table.on("all"), view, self.study, access.policy, call.protection, self.store.cohorts(site, view)
         )
 
-    @staticmethod
-    def _model_opened(call: Call, step: Step, own: Own) -> tuple[str, str]:
-        """(question, digest of the model that is put to this site)."""
-        inputs = {**call.inputs, **own.each}
-        model = {name: inputs[name] for name, declared in step.takes.items() if declared.model} or inputs
-        return f"{call.study}|{call.step}|{call.part.partition(':')[0]}", digest(
-            pack({k: np.asarray(v) for k, v in model.items()})
-        )
-
     # -- gate ------------------------------------------------------------------------------------------------------
 
     def _gate(
@@ -330,20 +337,16 @@ class Doors:
             patients=patients[pick],
             policies=[self.sites[site].policy for site in names],
             effective=effective,
-            row_bytes=[self._watch(site, call.part) for site in names],
+            row_keys=[self._watch(site, call.part) for site in names],
+            noisy=call.charge is not None,
         )
         held: dict[str, Answer | Failure] = {
             site: Failure("refused", reason) for site, reason in zip(names, reasons, strict=True) if reason
         }
         if held:
             good = np.flatnonzero([reason is None for reason in reasons])
-            names = [names[i] for i in good]
-            coded = {name: value[good] for name, value in coded.items()}
-            local = [local[i] for i in good]
-            if isinstance(keep, list):
-                keep = [keep[i] for i in good]
-            elif keep is not None:
-                keep = {name: np.asarray(value)[good] for name, value in keep.items()}
+            names, local = [names[i] for i in good], [local[i] for i in good]
+            coded, keep = gate.only(coded, good), gate.only(keep, good)
         return names, coded, keep, local, amount, held
 
     def standing_approval(self, site: str) -> Approval | None:
@@ -364,10 +367,11 @@ class Doors:
             )
         return self._counts[part]
 
-    def _watch(self, site: str, part: str) -> frozenset[bytes]:
+    def _watch(self, site: str, part: str) -> frozenset[int]:
         if (site, part) not in self._watched:
             single = gate.minimum_cell(self.sites[site].policy, self.study) <= 1
-            self._watched[site, part] = frozenset() if single else gate.watched_rows(self.execution.view(site, part))
+            view = self.execution.view(site, part)
+            self._watched[site, part] = frozenset() if single else gate.watched_rows(view)
         return self._watched[site, part]
 
     def _most(self, site: str) -> int:

@@ -10,10 +10,13 @@ from numpy.typing import NDArray
 
 from medfed.canonical import canonical_json, digest, pack
 from medfed.errors import LISTED, FederationError, LedgerError
+from medfed.federation.budget import Charge
 from medfed.federation.call import Answer, Call, Failure, Own, Protection
 from medfed.federation.packages import Method, step_name
+from medfed.federation.private import noise_shares, release_deviation
 from medfed.federation.ring import decode
 from medfed.federation.step import Reply, Step, bind, shape_of
+from medfed.privacy.plan import total_deviation
 from medfed.study import Study
 
 _NOTHING = Own()
@@ -32,11 +35,16 @@ WITHOUT = {
 
 @dataclass(frozen=True)
 class Total:
-    """Sums over the sites that were counted: ``total["score"]``; who they are; why others are not among them."""
+    """Sums over the sites that were counted: ``total["score"]``; who they are; why others are not among them.
+
+    noise: standard deviation of the noise in each entry of a sum, by name; empty where there is none, and for metered
+    releases, whose noise went through the step.
+    """
 
     values: Mapping[str, NDArray[np.float64]]
     sites: tuple[str, ...]
     failures: Mapping[str, Failure]
+    noise: Mapping[str, float] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> NDArray[np.float64]:
         return self.values[name]
@@ -51,6 +59,7 @@ class RunContext(Protocol):
     settled: dict[str, dict[str, str]]
     ordinals: dict[tuple[int, str], int]
     protection: Protection
+    charges: Mapping[str, Charge]
 
     def exchange(self, call: Call, own: Mapping[str, Own]) -> Iterator[tuple[str, Answer | Failure]]: ...
     def journaled(self, key: str) -> tuple[str, Mapping[str, Any]] | None: ...
@@ -138,7 +147,16 @@ class Federation:
             return {"values": values, "sites": sorted(counted), "failures": dict(sorted(failures.items()))}
 
         outcome = self._once(step, inputs, {}, collect)
-        return Total(outcome["values"], tuple(outcome["sites"]), _failures(outcome))
+        return Total(
+            outcome["values"], tuple(outcome["sites"]), _failures(outcome), self._noise(step, len(outcome["sites"]))
+        )
+
+    def _noise(self, step: Step, counted: int) -> dict[str, float]:
+        charge = self.run.charges.get(step_name(step))
+        if charge is None or not step.is_bounded:
+            return {}
+        shares = noise_shares(self.run.protection, len(self.sites))
+        return {name: total_deviation(release_deviation(step, name, charge), counted, shares) for name in step.releases}
 
     def gather(
         self, step: Step, each: Mapping[str, Mapping[str, Any]] | None = None, **inputs: Any
@@ -146,6 +164,8 @@ class Federation:
         """Every site's own reply, or its failure. ``each``: inputs for one site only."""
         if any(not isinstance(kind, Reply) for kind in step.releases.values()):
             raise FederationError(f"{step.name} releases sums: ask for it with sum, not gather")
+        if self.study.privacy.epsilon is not None:
+            raise FederationError(f"{step.name}: the study has an epsilon, and single replies can't be given noise")
 
         def collect(answers: Iterator[tuple[str, Answer | Failure]]) -> dict[str, Any]:
             replies, failures = {}, {}
@@ -196,7 +216,10 @@ class Federation:
             inputs=arrays,
             variant=self.variant,
             protection=run.protection,
+            charge=run.charges.get(name),
         )
+        if call.charge is None and self.study.privacy.epsilon is not None:
+            raise FederationError(f"{name} is not among the private calls that the method planned")
         counted = run.counted.get(slot, {}) if slot else {}
         settled = run.settled.get(slot, {}) if slot else {}
         if slot or each:

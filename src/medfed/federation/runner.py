@@ -9,10 +9,12 @@ from typing import Any
 
 from medfed.canonical import pack, unpack
 from medfed.errors import FederationError, MedfedError
+from medfed.federation.budget import Charge
 from medfed.federation.call import RUN_PATH, Answer, Call, Engine, Failure, Own, Protection, TellsOfWaiting, Waiting
 from medfed.federation.federation import Federation
 from medfed.federation.ledger import Durability, SignedHead, is_head_signed
 from medfed.federation.packages import Method
+from medfed.federation.private import charges_of
 from medfed.federation.status import StatusFile
 from medfed.federation.store import RunnerStore
 from medfed.study import Study
@@ -44,6 +46,7 @@ class _Run:
     path: str
     counted: dict[str, dict[str, str]]
     protection: Protection
+    charges: Mapping[str, Charge]
     ordinals: dict[tuple[int, str], int] = field(default_factory=dict)
     settled: dict[str, dict[str, str]] = field(default_factory=dict)
 
@@ -92,6 +95,7 @@ class Runner:
         self.listener = listener
         self.public_keys = dict(public_keys or {})
         self.clock = clock
+        self.charges: Mapping[str, Charge] = {}
         self.store = RunnerStore(folder, durability)
         self.status = StatusFile(folder)
         if isinstance(engine, TellsOfWaiting):
@@ -129,6 +133,7 @@ class Runner:
             raise FederationError(
                 f"a run's name has letters, digits, '.', '_' and '-' only, and 80 at most; not {run!r}"
             )
+        self.charges = charges_of(self.study, method)  # what can't be charged is refused before anything is asked
         at = self.clock().isoformat(timespec="seconds")
         self.status.begin(run, 0)
         self.store.start_run(run, self.study.hash, self.study.model_dump_json(), at)
@@ -169,7 +174,7 @@ class Runner:
         elif not path.count("/"):
             self.store.write_checkpoint(path, 0, pointers, pack(state))
             state = _restored(type(state), unpack(pack(state)))
-        run = _Run(self, study, path, pointers, self._protection())
+        run = _Run(self, study, path, pointers, self._protection(), self.charges)
         while not method.done(state):
             round_ += 1
             run.ordinals.clear()

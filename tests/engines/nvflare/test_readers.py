@@ -31,7 +31,9 @@ from medfed.engines.nvflare.frames import (
 from medfed.engines.nvflare.kit import Kit, open_kit, seal_kit
 from medfed.engines.nvflare.wire import CALL_FIELDS, call_blob, call_content, read_call, read_failure
 from medfed.errors import FederationError, LedgerError
+from medfed.federation.budget import Charge
 from medfed.federation.call import Call, Failure, Own
+from medfed.privacy.accounting import Event
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +129,10 @@ def test_a_socket_is_closed_to_others_and_a_stale_one_is_replaced(tmp_path: Path
 
 # -- calls -----------------------------------------------------------------------------------------------------------
 
-CALL = Call("a" * 64, "main/0/evaluation", 3, "medfed:medfed.methods.newton.logistic_terms", 1, "train", ("north", "south"), {"beta": np.zeros(3)})  # fmt: skip
+CALL = Call(
+    "a" * 64, "main/0/evaluation", 3, "medfed:medfed.methods.newton.logistic_terms", 1, "train", ("north", "south"),
+    {"beta": np.zeros(3)}, charge=Charge(Event(1.9, 0.05), draws=3),
+)  # fmt: skip
 OWN = Own("a" * 16 + "|main|1|medfed:x.y|0", None, {"each": np.ones(2)})
 CONTENT = call_content(CALL) | {"kept": OWN.kept, "settled": OWN.settled}
 ODD: list[Any] = [
@@ -159,6 +164,7 @@ def test_a_call_is_read_as_it_was_written_and_nothing_else_is_read() -> None:
     rng = random.Random(7)
     allowed = {
         "variant": {None, "x"},
+        "charge": {None},
         "part": set(),
         "roster": set(),
         "kept": {None},

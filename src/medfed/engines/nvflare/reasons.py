@@ -8,7 +8,7 @@ import re
 from string import Formatter
 
 from medfed.engines import site_folders
-from medfed.federation import door, execution, federation, gate
+from medfed.federation import budget, door, execution, federation, gate, private
 from medfed.federation.call import Failure
 
 STEP_ENDED = "the process of the step ended twice, most likely for want of memory; the site's own log has the details"
@@ -55,7 +55,7 @@ TEMPLATES = (
 
 _FIXED = SENTENCES | {
     value
-    for module in (door, execution, federation, gate, site_folders)
+    for module in (budget, door, execution, federation, gate, private, site_folders)
     for name, value in vars(module).items()
     if name.isupper() and isinstance(value, str)
 } | {STEP_ENDED, NOT_ANSWERED, NO_STUDY, DISK, KEEP_GONE}  # fmt: skip

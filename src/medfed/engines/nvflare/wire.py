@@ -11,6 +11,7 @@ from typing import Any, cast, get_args
 from medfed.canonical import pack, unpack
 from medfed.engines.nvflare.frames import BadMessage
 from medfed.errors import LedgerError
+from medfed.federation.budget import Charge, charge_of
 from medfed.federation.call import PART, RUN_PATH, Call, Failure, FailureKind, Own, Phase, Protection
 from medfed.federation.ledger import Released
 
@@ -34,11 +35,13 @@ def call_content(call: Call) -> dict[str, Any]:
         "variant": call.variant,
         "protection": call.protection,
         "phase": call.phase,
+        **({"charge": call.charge.text} if call.charge is not None else {}),
     }
 
 
 CALL_FIELDS = (
-    "study", "run", "round", "step", "ordinal", "part", "roster", "variant", "protection", "phase", "kept", "settled",
+    "study", "run", "round", "step", "ordinal", "part", "roster", "variant", "protection", "phase", "charge", "kept",
+    "settled",
 )  # fmt: skip
 
 
@@ -80,9 +83,20 @@ def read_call(content: Mapping[str, Any], blob: bytes, blob_hash: str = "") -> t
         variant=variant,
         protection=cast(Protection, protection),
         phase=cast(Phase, phase),
+        charge=_charge(content),
         inputs_hash="" if each else blob_hash,
     )
     return call, Own(_key(content, "kept"), _key(content, "settled"), each)
+
+
+def _charge(content: Mapping[str, Any]) -> Charge | None:
+    """The noise that a call asks for, in a study with an epsilon; the site's door holds it to the study."""
+    if content.get("charge") is None:
+        return None
+    try:
+        return charge_of(_text(content, "charge", 200))
+    except LedgerError:
+        raise BadMessage("a call does not state its noise as medfed writes it") from None
 
 
 def _trees(blob: bytes) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
