@@ -106,7 +106,7 @@ def fit_medfed(folder: Path) -> dict[str, Any]:
         runner = Runner(Path(run) / "coordinator", engine, study, durability="process", public_keys=public)
         fit = GlmFit(dict(runner.execute(method)))
         runner.close()
-    return {"coefficients": fit.params.tolist(), "errors": fit.bse.tolist(), "rounds": len(fit.values["curve"])}
+    return {"coefficients": fit.params.tolist(), "errors": fit.bse.tolist(), "rounds": len(fit.values["objectives"])}
 
 
 def fit_logit(folder: Path) -> dict[str, Any]:

@@ -52,6 +52,17 @@ def test_a_model_is_printed_as_statsmodels_would_fit_it(folder: Path) -> None:
         assert [row["state"] for row in store.runs()] == ["finished"]  # asked once, read three times
 
 
+def test_a_run_writes_a_report_with_the_same_tables(folder: Path) -> None:
+    question_file = next((folder / "coordinator" / "questions").glob("glm-*.yaml"))
+    report = done("run", question_file, "-c", folder, "--run", "model", "--json").json
+    table = report["statistics"]["tables"]["en"][0]
+    assert [row[0] for row in table["rows"]] == ["intercept", "age"]
+    for name, words in (("report.html", "std. error"), ("report.zh.html", "标准误")):
+        page = (folder / "coordinator" / "runs" / "model" / name).read_text(encoding="utf-8")
+        assert words in page
+        assert table["rows"][1][1] in page
+
+
 def test_the_same_in_three_lines_of_python(folder: Path) -> None:
     hospitals = open_consortium(folder, folder / "study.yaml")
     fit = hospitals.glm("event ~ age")

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from medfed.federation.policy import Policy
 from medfed.methods.describe import Describe, Description
-from medfed.methods.summaries import DEPTH, halved, roots, suppressed, tree_of, without_small_cells
+from medfed.methods.quantiles import LEAVES, cuts_of, search
+from medfed.methods.summaries import suppressed, without_small_cells
 
 sys.path.insert(0, str(Path(__file__).parent))
 from statistics_consortium import GENEROUS, code, dealt, number, run, study_of
@@ -90,7 +91,7 @@ def test_every_quantile_lies_in_its_stated_bin(tmp_path: Path, parts: Parts) -> 
 
 @pytest.mark.parametrize("minimum", [10, 25])
 def test_a_quantile_is_never_given_within_a_few_patients(tmp_path: Path, parts: Parts, minimum: int) -> None:
-    """Sites that may not show their own small counts divide less: the bins are wider, and still hold the quantile."""
+    """Sites that may not show their own small counts tell less: the bins are wider, and still hold the quantile."""
     policy = Policy(values_per_patient=GENEROUS)
     pooled = pd.concat(parts.values()).dropna(subset="age")
     whole = {"a": pooled, "b": pooled}
@@ -149,56 +150,69 @@ def test_the_summary_reads_as_one_in_both_languages(tmp_path: Path, parts: Parts
     assert "标准差" in found.summary("zh")
 
 
-LEAVES = st.lists(st.integers(0, 2**DEPTH - 1) | st.sampled_from([0, 7, 2**15, 2**15 + 1]), max_size=120)
+VALUES = st.lists(st.integers(0, LEAVES - 1) | st.sampled_from([0, 7, 2**15, 2**15 + 1, 3]), max_size=150)
 
 
-def leaves_of(leaves: list[int], groups: int, seed: int) -> np.ndarray:
-    group = np.random.default_rng(seed).integers(0, groups, len(leaves))
-    counts = np.zeros((groups, 2**DEPTH), dtype=np.int64)
-    np.add.at(counts, (group, np.array(leaves, dtype=int)), 1)
+def leaves_of(values: list[int], groups: int, seed: int, leaves: int = LEAVES) -> np.ndarray:
+    group = np.random.default_rng(seed).integers(0, groups, len(values))
+    counts = np.zeros((groups, leaves), dtype=np.int64)
+    np.add.at(counts, (group, np.array(values, dtype=int) * leaves // LEAVES), 1)
     return counts
 
 
-@settings(max_examples=100, deadline=None)
-@given(LEAVES, st.integers(2, 12), st.integers(1, 2), st.integers(0, 99))
-def test_whatever_nodes_are_asked_for_no_count_and_no_difference_is_of_a_few(
-    leaves: list[int], minimum: int, groups: int, seed: int
+@settings(max_examples=150, deadline=None)
+@given(VALUES, st.integers(2, 12), st.integers(1, 2), st.integers(0, 99))
+def test_whatever_borders_are_asked_for_no_count_and_no_difference_is_of_a_few(
+    values: list[int], minimum: int, groups: int, seed: int
 ) -> None:
-    counts = leaves_of(leaves, groups, seed)
-    tree = tree_of(counts, minimum)
-    for level in range(DEPTH):
-        position = np.arange(2**level)
-        told = tree.halves(np.full(2**level, level), position)
-        if level == 0 and ((counts.sum(1) > 0) & (counts.sum(1) < minimum)).any():
-            return  # a group of a few is refused elsewhere
-        assert ((told == 0) | (told >= minimum)).all()
-        parent = tree.halves(np.full(2**level, max(level - 1, 0)), position // 2)[..., :2]
-        inside = parent[position, :, position % 2] if level else counts.sum(1)[None]
-        rest = inside - told.sum(2)
-        assert ((rest == 0) | (rest >= minimum)).all()
+    counts = leaves_of(values, groups, seed)
+    if ((counts.sum(1) > 0) & (counts.sum(1) < minimum)).any():
+        return  # a group of a few is refused elsewhere
+    told = cuts_of(counts, minimum).told(np.arange(LEAVES + 1))
+    levels = np.unique(np.concatenate([told[..., 0], told.sum(2)]), axis=0)
+    for group in range(groups):
+        steps = np.diff(np.unique(levels[:, group]))
+        assert (steps >= minimum).all()
+    below = np.concatenate([[0], counts.sum(0).cumsum()])
+    assert (told[..., 0].sum(1) <= below).all()
+    assert (below <= told.sum((1, 2))).all()
 
 
-@settings(max_examples=100, deadline=None)
-@given(LEAVES.filter(len), st.lists(st.integers(1, 8), min_size=2, max_size=3), st.floats(0.02, 0.98))
-def test_the_bin_of_a_quantile_holds_it_whatever_each_site_divides(
-    leaves: list[int], minima: list[int], share: float
+def test_a_cut_never_traces_where_the_outermost_patient_lies() -> None:
+    """Ten patients near 0 and one alone: moved within a round part of the range, the one changes no cut."""
+    cuts = []
+    for alone in (40_000, 45_000, 48_000):
+        counts = np.zeros((1, LEAVES), dtype=np.int64)
+        counts[0, :40] = 1
+        counts[0, alone] = 1
+        cuts.append(cuts_of(counts, 10).at.tolist())
+    assert cuts[0] == cuts[1] == cuts[2]
+
+
+@settings(max_examples=150, deadline=None)
+@given(VALUES.filter(len), st.lists(st.integers(1, 8), min_size=2, max_size=3), st.floats(0.02, 0.98))
+def test_the_bin_of_a_quantile_holds_it_whatever_each_site_tells(
+    values: list[int], minima: list[int], share: float
 ) -> None:
-    sites = [leaves[index :: len(minima)] for index in range(len(minima))]
-    trees = [tree_of(leaves_of(own, 1, 0), minimum) for own, minimum in zip(sites, minima, strict=True)]
-    nodes = roots(np.array([[float(len(leaves))]]), [share])
-    while nodes.further.any():
-        told = sum(tree.halves(nodes.level, nodes.position) for tree in trees)
-        nodes = halved(nodes, np.array([0]), told, 1)
-    low, high = nodes.edges(np.array([[0.0, 2.0**DEPTH]]))[0]
-    assert low <= np.quantile(leaves, share, method="inverted_cdf") < high
+    sites = [values[index :: len(minima)] for index in range(len(minima))]
+    cuts = [cuts_of(leaves_of(own, 1, 0), minimum) for own, minimum in zip(sites, minima, strict=True)]
+    found = search(np.array([[float(len(values))]]), [share])
+    rounds = 0
+    while found.open.any():
+        borders = found.asked(np.array([0]))[:, 1].astype(int)
+        found = found.answered(np.array([0]), sum(each.told(borders) for each in cuts), 1)
+        rounds += 1
+    assert rounds <= 20
+    low, high = found.edges(np.array([[0.0, float(LEAVES)]]))[0]
+    assert low <= np.quantile(values, share, method="inverted_cdf") < high
 
 
 @settings(max_examples=100, deadline=None)
-@given(LEAVES, st.integers(2, 12), st.integers(1, 2), st.integers(0, 99))
+@given(VALUES, st.integers(2, 12), st.integers(1, 2), st.integers(0, 99))
 def test_no_bin_of_a_histogram_holds_a_few_patients_of_any_group(
-    leaves: list[int], minimum: int, groups: int, seed: int
+    values: list[int], minimum: int, groups: int, seed: int
 ) -> None:
-    counts = leaves_of(leaves, groups, seed)
+    counts = leaves_of(values, groups, seed, 32)
     safe = without_small_cells(counts, minimum)
     assert (safe.sum(1) == counts.sum(1)).all()
     if not ((counts.sum(1) > 0) & (counts.sum(1) < minimum)).any():

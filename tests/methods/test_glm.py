@@ -376,7 +376,7 @@ def test_a_large_fit_that_begins_on_a_share_of_the_rows_ends_where_all_rows_do(
     monkeypatch.setattr("medfed.methods.design_matrix.LARGE", 100)
     monkeypatch.setattr("medfed.methods.glm.LARGE", 100)
     begun = fitted(tmp_path / "share", data, settings)
-    assert len(begun.values["curve"]) > len(whole.values["curve"])
+    assert len(begun.values["objectives"]) > len(whole.values["objectives"])
     assert np.abs(begun.params - whole.params).max() < 1e-9
     assert begun.values["patients"] == whole.values["patients"]
 

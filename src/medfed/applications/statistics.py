@@ -8,7 +8,6 @@ Each question is a study of its own, the given one with another method: sites ap
 asked again is read from its run. ``in_memory`` asks the same of tables in this process: a what-if, where nobody is apart.
 """
 
-import importlib
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -24,21 +23,13 @@ from medfed.data.table import StudyTable
 from medfed.engines.what_if import what_if
 from medfed.errors import FederationError, StudyError
 from medfed.evaluation.consortium_run import open_engine
+from medfed.evaluation.statistics_results import KINDS, shown
 from medfed.evaluation.study_run import StudyRun
 from medfed.federation.packages import find_method
 from medfed.federation.policy import Policy
 from medfed.federation.runner import Listener, Runner
 from medfed.study import Study, load_study
 
-# kind -> method, and the class that shows its result
-KINDS: Mapping[str, tuple[str, str]] = {
-    "glm": ("medfed.methods.glm.Glm", "medfed.methods.glm_result.GlmFit"),
-    "table1": ("medfed.methods.table_one.TableOne", "medfed.methods.table_one.Table1"),
-    "describe": ("medfed.methods.describe.Describe", "medfed.methods.describe.Description"),
-    "compare": ("medfed.methods.compare.Compare", "medfed.methods.compare.Comparison"),
-    "meta": ("medfed.methods.meta_analysis.MetaAnalysis", "medfed.methods.meta_analysis.MetaResult"),
-    "effect": ("medfed.methods.causal.Causal", "medfed.methods.causal_result.CausalEffect"),
-}
 Settings = Mapping[str, bool | int | float | str]
 
 
@@ -59,17 +50,6 @@ def question(study: Study, kind: str, settings: Settings) -> Study:
     )
     find_method(asked)
     return asked
-
-
-def kind_of(study: Study) -> str | None:
-    """Which kind of statistics a study's method is."""
-    return next((kind for kind, (method, _) in KINDS.items() if study.method.use == f"medfed:{method}"), None)
-
-
-def shown(kind: str, values: Mapping[str, Any]) -> Any:
-    """The result as a statistician reads it: ``summary()``, ``to_frame()``."""
-    module, _, name = KINDS[kind][1].rpartition(".")
-    return getattr(importlib.import_module(module), name)(values)
 
 
 @dataclass(frozen=True)

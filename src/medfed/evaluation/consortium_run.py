@@ -15,6 +15,8 @@ from medfed.engines.site_folders import SiteFolders
 from medfed.evaluation.outcome import coefficient_table, effect_figures, fitted_model, prediction_figures, site_alarms
 from medfed.evaluation.report import write_report
 from medfed.evaluation.report_data import plain
+from medfed.evaluation.report_statistics import statistics_figures
+from medfed.evaluation.statistics_results import kind_of
 from medfed.evaluation.study_run import StudyRun
 from medfed.federation.gate import REPLY_NOT_LISTED, SITE_TERMS
 from medfed.federation.ledger import Durability
@@ -80,7 +82,7 @@ def run_consortium(
 def _write_models(
     folder: Path, study: Study, run: str, result: Mapping[str, Any], report: dict[str, Any]
 ) -> dict[str, Path]:
-    if study.task.kind != "risk_prediction" or "coefficients" not in result["fitted"]:
+    if study.task.kind != "risk_prediction" or kind_of(study) is not None or "coefficients" not in result["fitted"]:
         return {}
     fitted = result["fitted"]
     provenance = {"run": run, "method": study.method.use, "sites": list(fitted["sites"]), "medfed": __version__}
@@ -153,7 +155,9 @@ def _report(
     if len(curve) > 1:
         rounds = list(range(1, len(curve) + 1))
         report["training"] = [{"name": "main", "measure": "log-loss", "rounds": rounds, "values": curve}]
-    if study.task.kind == "treatment_effect":
+    if (kind := kind_of(study)) is not None:
+        report["statistics"] = statistics_figures(kind, result["fitted"])
+    elif study.task.kind == "treatment_effect":
         report["effect"] = effect_figures(study, result["fitted"])
     elif result["evaluation"]:
         fits = [list(fit["sites"]) for fit in result["evaluation"].get("fits", {}).values()]

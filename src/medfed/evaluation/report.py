@@ -20,6 +20,7 @@ from medfed.evaluation.report_guide import guide_section
 from medfed.evaluation.report_labels import Labels
 from medfed.evaluation.report_leaving import leaving_section
 from medfed.evaluation.report_prediction import prediction_answer, prediction_sections
+from medfed.evaluation.report_statistics import statistics_answer, statistics_section
 from medfed.language import power_of_ten
 
 FILES = {"en": "report.html", "zh": "report.zh.html"}
@@ -53,6 +54,8 @@ def _render(data: ReportData, lang: str, *, linked: bool) -> str:
         sections.append(effect_section(data.effect, labels))
     if data.prediction is not None:
         sections += prediction_sections(data.prediction, labels)
+    if data.statistics is not None:
+        sections.append(statistics_section(data.statistics, labels))
     if data.training:
         sections.append(_training(labels))
     if data.alarms is not None:
@@ -82,6 +85,8 @@ def _head(labels: Labels, *, linked: bool) -> Head:
         answer, detail = effect_answer(data.effect, labels)
     elif data.prediction is not None:
         answer, detail = prediction_answer(data.prediction, labels)
+    elif data.statistics is not None:
+        answer, detail = statistics_answer(data.statistics, labels)
     counted = [site for site in data.sites if site.counted]
     facts = [
         (

@@ -283,11 +283,27 @@ class ModelShown(Part):
     hash: str
 
 
+class StatisticsTable(Part):
+    """A table of a statistics method as its summary prints it: facts (name, value), columns, rows of text."""
+
+    facts: list[tuple[str, str]]
+    columns: list[str]
+    rows: list[list[str]]
+
+
+class StatisticsShown(Part):
+    """Results of a statistics method, by language. patients: how many they rest on."""
+
+    kind: str
+    patients: float
+    tables: dict[str, list[StatisticsTable]]
+
+
 class ReportData(Part):
-    """A finished run. kind says which of ``effect`` and ``prediction`` answers the question."""
+    """A finished run. kind says which of ``effect``, ``prediction`` and ``statistics`` answers the question."""
 
     study: StudyShown
-    kind: Literal["treatment_effect", "risk_prediction", "survival"]
+    kind: Literal["treatment_effect", "risk_prediction", "survival", "association"]
     run: str = ""
     started: str = ""
     ended: str = ""
@@ -301,6 +317,7 @@ class ReportData(Part):
     sites: list[SiteShown]
     effect: Effect | None = None
     prediction: Prediction | None = None
+    statistics: StatisticsShown | None = None
     training: list[TrainingCurve] = Field(default_factory=list)
     alarms: list[AlarmShown] | None = None
     releases: list[ReleaseShown] = Field(default_factory=list)

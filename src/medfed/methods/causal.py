@@ -237,6 +237,7 @@ class CausalState:
     sums: dict[str, Any]
     sites: list[str]
     is_event: bool
+    held_back: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -273,7 +274,7 @@ class Causal:
         q, none = len(columns), np.zeros(0)
         return CausalState(
             "propensity", 0, [column.name for column in columns], free, np.zeros(q), np.zeros((2, q)), none, none,
-            np.array([0.0, 1.0]), np.zeros((q, q)), {}, [], _is_event(study),
+            np.array([0.0, 1.0]), np.zeros((q, q)), {}, [], _is_event(study), {},
         )  # fmt: skip
 
     def advance(self, federation: Federation, state: CausalState) -> CausalState:
@@ -282,7 +283,7 @@ class Causal:
         if not len(state.centre):
             found = scaling(federation, self.design(federation.study), exact=False)
             outcome = state.outcome if _is_event(federation.study) else np.array([found.mean, np.sqrt(found.variance)])
-            state = replace(state, centre=found.centre, scale=found.scale, outcome=outcome)
+            state = replace(state, centre=found.centre, scale=found.scale, outcome=outcome, held_back=found.held_back)
         if state.phase == "propensity":
             return self._propensity_round(federation, state)
         if state.phase == "outcome":

@@ -11,7 +11,7 @@ from scipy import stats
 
 from medfed.language import number, translator
 from medfed.methods.newton import symmetric
-from medfed.methods.tables import p_value, text_table
+from medfed.methods.tables import Shown, p_value, text_of
 
 if TYPE_CHECKING:
     from medfed.methods.causal import CausalState
@@ -57,6 +57,7 @@ def assemble(state: "CausalState") -> dict[str, Any]:
         "centre": np.asarray(state.centre)[free],
         "scale": np.asarray(state.scale)[free],
         "sites": list(state.sites),
+        "held_back": dict(state.held_back),
         "rounds": state.rounds,
     }
 
@@ -151,6 +152,10 @@ class CausalEffect:
 
     def summary(self, lang: str = "en") -> str:
         """Effects and balance as text tables."""
+        return text_of(self.tables(lang))
+
+    def tables(self, lang: str = "en") -> list[Shown]:
+        """What ``summary`` prints, for pages as well."""
         _ = translator(lang)
         values = self.values
         measures = {
@@ -174,8 +179,8 @@ class CausalEffect:
             cells = [number(row[key], 4) for key in ("estimate", "standard_error", "lower", "upper")]
             rows.append([names[estimator], measures[measure], *cells, "" if np.isnan(row["p"]) else p_value(row["p"])])
         header = ["", "", _("estimate"), _("std. error"), _("95% lower"), _("95% upper"), "P"]
-        effects = text_table(facts, header, rows)
+        effects = Shown(facts, header, rows)
         balance = [
             [str(name), number(row["before"], 3), number(row["after"], 3)] for name, row in self.balance().iterrows()
         ]
-        return effects + "\n\n" + text_table([], [_("standardised difference"), _("before"), _("after")], balance)
+        return [effects, Shown([], [_("standardised difference"), _("before"), _("after")], balance)]

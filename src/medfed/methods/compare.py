@@ -1,8 +1,8 @@
 """Tests between arms (or outcomes): t and Welch, chi-square and Fisher, Mann-Whitney and Kruskal-Wallis by histogram.
 
-t, Welch, analysis of variance and chi-square are exact. Rank tests rest on a histogram whose bins are halved where both
-halves hold enough: within a bin patients are tied, and it is stated by how much the statistic can differ from that of the
-values themselves. Fisher's test is given for two by two counts that may all be shown.
+t, Welch, analysis of variance and chi-square are exact. Rank tests rest on the distribution of each group at borders that
+are chosen where most pairs of patients are tied (see ``quantiles``); it is stated by how much the statistic can differ from
+that of the values themselves. Fisher's test is given for two by two counts that may all be shown.
 """
 
 from collections.abc import Mapping
@@ -17,86 +17,89 @@ from scipy import stats
 from medfed.federation.federation import Federation
 from medfed.federation.step import Step
 from medfed.language import number, translator
-from medfed.methods.summaries import DEPTH, cells_at_once, refuse_other_sites
-from medfed.methods.table_one import declared, group_counts, group_halves, group_powers, summed
-from medfed.methods.tables import p_value, text_table
+from medfed.methods.quantiles import LEAVES, borders_at_once
+from medfed.methods.summaries import refuse_other_sites
+from medfed.methods.table_one import declared, group_borders, group_counts, group_powers, summed
+from medfed.methods.tables import Shown, p_value, text_of
 from medfed.study import Study
 
 FloatArray = NDArray[np.float64]
 
-MOST_BINS = 64
+MOST_BINS = 128
 
 
 @dataclass(frozen=True)
 class CompareState:
-    """table: what ``summed`` found. bins: of every number, (bins, 3) number, level, position; counts (bins, groups): patients
-    told in each and not in a smaller bin; open: which may still be halved.
+    """table: what ``summed`` found. borders: (borders, 2) number and border; told (borders, groups, 2): patients below, and
+    patients who may lie on either side; closed (borders,): whether nothing more is to be learned up to the next border.
     """
 
     rounds: int
     table: dict[str, Any]
-    bins: FloatArray
-    counts: FloatArray
-    open: NDArray[np.bool_]
+    borders: FloatArray
+    told: FloatArray
+    closed: NDArray[np.bool_]
     study: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Compare:
-    """Settings: ranks (whether rank tests are wanted, which takes a round for every halving of the declared ranges)."""
+    """Settings: ranks (whether rank tests are wanted, which takes some more rounds)."""
 
     ranks: bool = True
 
-    steps: ClassVar[tuple[Step, ...]] = (group_counts, group_powers, group_halves)
+    steps: ClassVar[tuple[Step, ...]] = (group_counts, group_powers, group_borders)
 
     def start(self, study: Study) -> CompareState:
-        shape = len(study.numbers) if self.ranks else 0
-        groups = study.sizes["groups"]
-        assert isinstance(groups, int)
-        return CompareState(
-            0, {}, np.zeros((shape, 3)), np.zeros((shape, groups)), np.zeros(shape, dtype=bool), declared(study)
-        )
+        none = np.zeros((0, 2))
+        groups = len(declared(study)["groups"])
+        return CompareState(0, {}, none, np.zeros((0, groups, 2)), np.zeros(0, dtype=bool), declared(study))
 
     def advance(self, federation: Federation, state: CompareState) -> CompareState:
         if state.rounds == 0:
             table = summed(federation, state.study)
-            bins = np.zeros_like(state.bins)
-            bins[:, 0] = np.arange(len(bins))
-            counts = table["known"].T[: len(bins)]
-            return replace(state, rounds=1, table=table, bins=bins, counts=counts, open=counts.sum(1) > 0)
+            known = table["known"].T if self.ranks else np.zeros((0, len(state.study["groups"])))
+            numbers = np.repeat(np.arange(len(known)), 2)
+            borders = np.stack([numbers, np.tile([0, LEAVES], len(known))], 1).astype(np.float64)
+            told = np.zeros((len(borders), len(state.study["groups"]), 2))
+            told[1::2, :, 0] = known
+            return replace(
+                state, rounds=1, table=table, borders=borders, told=told, closed=np.tile([False, True], len(known))
+            )
         sites = state.table["sites"]
-        most = cells_at_once(state.table["patients"], len(sites), len(state.study["groups"]))
-        asked = np.flatnonzero(state.open)[:most]
-        total = federation.roster(sites).sum(group_halves, cells=state.bins[asked])
+        most = borders_at_once(state.table["patients"], len(sites), len(state.study["groups"]))
+        gaps = self._gaps(state)[:most]
+        middle = (state.borders[gaps] + state.borders[gaps + 1]) // 2
+        total = federation.roster(sites).sum(group_borders, borders=middle)
         refuse_other_sites(sites, list(total.sites))
-        return self._divided(state, asked, total["halves"])
+        closed = state.closed.copy()
+        # Where no site has a cut inside, the middle tells what the ends told.
+        left, right = (state.told[at].sum(2) for at in (gaps, gaps + 1))
+        nothing = ((total["told"][..., 0] <= state.told[gaps][..., 0]) & (total["told"].sum(2) >= right)).all(1)
+        closed[gaps[nothing | (left >= right).all(1)]] = True
+        borders = np.concatenate([state.borders, middle[~nothing]])
+        told = np.concatenate([state.told, total["told"][~nothing]])
+        order = np.lexsort((borders[:, 1], borders[:, 0]))
+        added = np.concatenate([closed, np.zeros(int((~nothing).sum()), dtype=bool)])
+        return replace(state, rounds=state.rounds + 1, borders=borders[order], told=told[order], closed=added[order])
 
-    def _divided(self, state: CompareState, asked: NDArray[np.intp], halves: FloatArray) -> CompareState:
-        """The bins with those halved whose halves hold nobody of a group or the minimum at least, the fullest first."""
-        minimum = max(int(state.study["minimum"]), 1)
-        bins, counts, opened = [state.bins], [state.counts.copy()], [state.open.copy()]
-        for index, each in zip(asked, halves, strict=True):
-            opened[0][index] = False
-            parts = each[:, :2].T  # (2, groups)
-            if not ((parts == 0) | (parts >= minimum)).all() or not parts.any():
-                continue
-            counts[0][index] = each[:, 2]
-            number, level, position = state.bins[index]
-            bins.append(np.array([[number, level + 1, 2 * position + side] for side in (0, 1)]))
-            counts.append(parts)
-            opened.append((parts.sum(1) >= 2 * minimum) & (level + 1 < DEPTH))
-        table, inside, again = np.concatenate(bins), np.concatenate(counts), np.concatenate(opened)
-        kept = inside.any(1) | again
-        table, inside, again = table[kept], inside[kept], again[kept]
-        for number in np.unique(table[:, 0]):
-            mine = np.flatnonzero(table[:, 0] == number)
-            room = max(MOST_BINS - len(mine), 0)
-            fullest = mine[np.argsort(-inside[mine].sum(1) * again[mine], kind="stable")]
-            again[fullest[room:]] = False
-        return replace(state, rounds=state.rounds + 1, bins=table, counts=inside, open=again)
+    def _gaps(self, state: CompareState) -> NDArray[np.intp]:
+        """The gaps (by their lower border) that are worth a border more, those with most tied pairs first."""
+        if not len(state.borders):
+            return np.zeros(0, dtype=np.intp)
+        inside = np.diff(state.told[..., 0] + state.told[..., 1] / 2, axis=0, append=state.told[-1:, :, 0])
+        tied = np.prod(np.maximum(inside[:, :2], 0.0), axis=1) if inside.shape[1] == 2 else (inside**2).sum(1)
+        width = np.diff(state.borders[:, 1], append=0)
+        worth = ~state.closed & (width > 1) & (tied > 0) & (inside.sum(1) >= 2 * int(state.study["minimum"]))
+        for which in np.unique(state.borders[:, 0]):
+            mine = np.flatnonzero((state.borders[:, 0] == which) & worth)
+            room = max(MOST_BINS - int((state.borders[:, 0] == which).sum()) + 1, 0)
+            worth[mine[np.argsort(-tied[mine], kind="stable")[room:]]] = False
+        chosen = np.flatnonzero(worth)
+        return chosen[np.argsort(-tied[chosen], kind="stable")]
 
     def done(self, state: CompareState) -> bool:
-        return state.rounds > 0 and not state.open.any()
+        return state.rounds > 0 and not len(self._gaps(state))
 
     def result(self, state: CompareState) -> Mapping[str, Any]:
         study, table = state.study, state.table
@@ -107,9 +110,9 @@ class Compare:
                 continue
             known, mean, variance = (table[key][:, index] for key in ("known", "mean", "variance"))
             rows += [{"variable": name, **row} for row in mean_tests(known, mean, variance)]
-            mine = state.bins[:, 0] == index
-            if self.ranks and mine.any():
-                rows += [{"variable": name, **row} for row in rank_tests(state.bins[mine], state.counts[mine])]
+            mine = state.borders[:, 0] == index
+            if mine.any():
+                rows += [{"variable": name, **row} for row in rank_tests(state.told[mine])]
         names = np.array([name for name, _ in study["levels"]])
         for name in dict.fromkeys(names.tolist()):
             if name != study["by"]:
@@ -118,6 +121,7 @@ class Compare:
         return {
             "by": study["by"],
             "groups": groups,
+            "patients": table["patients"],
             "rows": [{**_EMPTY, **row} for row in rows],
             "minimum_cell": minimum,
             "sites": list(table["sites"]),
@@ -168,49 +172,42 @@ def mean_tests(known: FloatArray, mean: FloatArray, variance: FloatArray) -> lis
     return found
 
 
-def rank_tests(bins: FloatArray, counts: FloatArray) -> list[dict[str, Any]]:
+def rank_tests(told: FloatArray) -> list[dict[str, Any]]:
     """Mann-Whitney's U of the second group (normal approximation, ties, continuity) or Kruskal and Wallis' H, by histogram.
 
-    bins (bins, 3): number, level, position; counts (bins, groups). estimate: of two groups, how often a patient of the
-    second has the larger value, ties half; uncertain: how much that share can differ from that of the values themselves.
+    told (borders, groups, 2): patients below each border, ascending, and those who may lie on either side of it. estimate: of
+    two groups, how often a patient of the second has the larger value, ties half; uncertain: how much that share can differ
+    from that of the values themselves.
     """
-    width = 2.0 ** (DEPTH - bins[:, 1])
-    low, high = bins[:, 2] * width, (bins[:, 2] + 1) * width
-    leaf = np.array(
-        [not ((low >= a) & (high <= b) & (high - low < b - a)).any() for a, b in zip(low, high, strict=True)]
-    )
-    overlap = (low[:, None] < high[None]) & (low[None] < high[:, None])
+    counts = np.diff(told[..., 0] + told[..., 1] / 2, axis=0)
     sizes = counts.sum(0)
-    spread = counts[leaf].copy()
-    for index in np.flatnonzero(~leaf):  # those whose site did not divide: as the others inside are spread
-        inside = (low[leaf] >= low[index]) & (high[leaf] <= high[index])
-        share = spread[inside].sum(1)
-        share = share / share.sum() if share.sum() > 0 else np.full(len(share), 1 / max(len(share), 1))
-        spread[inside] += share[:, None] * counts[index]
-    spread = spread[np.argsort(low[leaf])]
-    tied, total = spread.sum(1), float(sizes.sum())
+    tied, total = counts.sum(1), float(sizes.sum())
     if (sizes < 1).any() or total < 3:
         return []
     middle = np.cumsum(tied) - tied / 2 + 0.5  # midranks
-    ranks = middle @ spread
-    ties = 1.0 - float((tied**3 - tied).sum()) / (total**3 - total)
-    bin_count = float(len(spread))
+    ranks = middle @ counts
+    several = tied > 1
+    ties = 1.0 - float((tied[several] ** 3 - tied[several]).sum()) / (total**3 - total)
+    bins = float(len(counts))
     if not ties > 0:
         return []
     if counts.shape[1] > 2:
         h = (12.0 / (total * (total + 1)) * float((ranks**2 / sizes).sum()) - 3 * (total + 1)) / ties
         freedom = counts.shape[1] - 1.0
         p = float(stats.chi2.sf(h, freedom))
-        return [{"test": "kruskal_wallis", "statistic": h, "freedom": freedom, "p": p, "bins": bin_count}]
+        return [{"test": "kruskal_wallis", "statistic": h, "freedom": freedom, "p": p, "bins": bins}]
     u = float(ranks[1] - sizes[1] * (sizes[1] + 1) / 2)
     pairs = float(sizes[0] * sizes[1])
     deviation = np.sqrt(pairs * (total + 1) / 12.0 * ties)
     z = (max(u, pairs - u) - pairs / 2 - 0.5) / deviation
-    uncertain = 0.5 * float(counts[:, 0] @ overlap @ counts[:, 1]) / pairs
+    # Order within a bin is unknown, and at each border half of those who may lie on either side.
+    unsure = told[..., 1] / 2
+    most = counts + unsure[:-1] + unsure[1:]
+    uncertain = min(0.5 * float(most[:, 0] @ most[:, 1]) / pairs + float((unsure.max(0) / sizes).sum()), 0.5)
     return [
         {
             "test": "mann_whitney", "statistic": u, "p": float(min(2 * stats.norm.sf(z), 1.0)), "estimate": u / pairs,
-            "uncertain": uncertain, "bins": bin_count,
+            "uncertain": uncertain, "bins": bins,
         }
     ]  # fmt: skip
 
@@ -253,6 +250,10 @@ class Comparison:
 
     def summary(self, lang: str = "en") -> str:
         """The tests as a text table."""
+        return text_of(self.tables(lang))
+
+    def tables(self, lang: str = "en") -> list[Shown]:
+        """What ``summary`` prints, for pages as well."""
         _ = translator(lang)
         values = self.values
         names = {
@@ -271,4 +272,4 @@ class Comparison:
             freedom = "" if np.isnan(row["freedom"]) else number(row["freedom"], 1)
             statistic = "" if np.isnan(row["statistic"]) else number(row["statistic"], 3)
             rows.append([row["variable"], names[row["test"]], statistic, freedom, p_value(row["p"]), estimate])
-        return text_table(facts, ["", _("test"), _("statistic"), _("df"), "P", _("estimate")], rows)
+        return [Shown(facts, ["", _("test"), _("statistic"), _("df"), "P", _("estimate")], rows)]

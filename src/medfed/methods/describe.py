@@ -1,8 +1,8 @@
 """Describes a study's variables over the sites: counts, means, deviations, quantiles, missing values, histograms, cross tables.
 
-Means and deviations are exact. A quantile is found by halving the declared range until the half that holds it has fewer
-than twice the minimum cell; it is given with that bin, whose width is what is not known of it. Counts under the minimum
-cell are not shown, nor a second one that would give them away.
+Means and deviations are exact. A quantile is found by asking how many patients lie below ever nearer borders, until the bin
+that surely holds it has twice the minimum cell; it is given as the middle of that bin, with the bin: its width is what is
+not known of it. Counts under the minimum cell are not shown, nor a second one that would give them away.
 """
 
 from collections.abc import Mapping
@@ -17,13 +17,9 @@ from medfed.federation.federation import Federation
 from medfed.federation.site import Site
 from medfed.federation.step import Count, Input, Out, Step, Sum, step
 from medfed.language import number, percent, translator
+from medfed.methods.quantiles import LEAVES, Search, borders_at_once, search, told_at
 from medfed.methods.summaries import (
-    DEPTH,
     LEAST_SCALE,
-    Nodes,
-    cells_at_once,
-    halved,
-    halves_of,
     histogram,
     known_counts,
     level_counts,
@@ -32,11 +28,10 @@ from medfed.methods.summaries import (
     merged,
     power_sums,
     refuse_other_sites,
-    roots,
     second_look,
     suppressed,
 )
-from medfed.methods.tables import text_table
+from medfed.methods.tables import Shown, text_of
 from medfed.study import Study
 
 FloatArray = NDArray[np.float64]
@@ -81,12 +76,12 @@ def histograms(site: Site) -> Out:
 
 @step(
     reads="train",
-    takes={"cells": Input("cells,3", limit=2.0**DEPTH)},
-    releases={"halves": Sum("cells,3", limit_per_row=1)},
+    takes={"borders": Input("cells,2", limit=LEAVES)},
+    releases={"told": Sum("cells,2", limit_per_row=1)},
 )
-def half_counts(site: Site, *, cells: FloatArray) -> Out:
-    """Patients in the halves of parts of declared ranges; a part whose half would hold a few is not divided."""
-    return Out({"halves": halves_of(site, 1, cells, grouped=False)[:, 0]})
+def border_counts(site: Site, *, borders: FloatArray) -> Out:
+    """Patients below borders within declared ranges, as near to each border as the site may tell without a small count."""
+    return Out({"told": told_at(site, 1, borders, grouped=False)[:, 0]})
 
 
 @step(reads="train", releases={"pairs": Count("triangle(levels)", zero_is_small=False)})
@@ -98,7 +93,7 @@ def cross_counts(site: Site) -> Out:
 @dataclass(frozen=True)
 class DescribeState:
     """patients; levels (levels,); known (2, numbers): known and missing; mean, variance (numbers,) on the range 0 to 1;
-    bins (numbers, 32); nodes: the quantiles' bins so far (see ``Nodes``).
+    bins (numbers, 32); search: where the quantiles lie, as far as is known (see ``Search``).
     """
 
     rounds: int
@@ -109,7 +104,7 @@ class DescribeState:
     variance: FloatArray
     bins: FloatArray
     pairs: FloatArray
-    nodes: dict[str, Any]
+    search: dict[str, Any]
     sites: list[str]
     held_back: dict[str, Any]
     study: dict[str, Any]
@@ -122,7 +117,7 @@ class Describe:
     quantiles: str = "0.25, 0.5, 0.75"
     cross_tables: bool = False
 
-    steps: ClassVar[tuple[Step, ...]] = (counts, powers, histograms, half_counts, cross_counts)
+    steps: ClassVar[tuple[Step, ...]] = (counts, powers, histograms, border_counts, cross_counts)
 
     def __post_init__(self) -> None:
         self.shares()
@@ -155,12 +150,12 @@ class Describe:
     def advance(self, federation: Federation, state: DescribeState) -> DescribeState:
         if state.rounds == 0:
             return self._begin(federation, state)
-        nodes = Nodes(**state.nodes)
-        asked = np.flatnonzero(nodes.further)[: cells_at_once(state.patients, len(state.sites), 1)]
-        total = federation.roster(state.sites).sum(half_counts, cells=nodes.cells[asked])
+        quantiles = Search(**state.search)
+        which = np.flatnonzero(quantiles.open)[: borders_at_once(state.patients, len(state.sites), 1) // 2]
+        total = federation.roster(state.sites).sum(border_counts, borders=quantiles.asked(which))
         refuse_other_sites(state.sites, list(total.sites))
-        nodes = halved(nodes, asked, total["halves"][:, None], int(state.study["minimum"]))
-        return replace(state, rounds=state.rounds + 1, nodes=vars(nodes))
+        quantiles = quantiles.answered(which, total["told"][:, None], int(state.study["minimum"]))
+        return replace(state, rounds=state.rounds + 1, search=vars(quantiles))
 
     def _begin(self, federation: Federation, state: DescribeState) -> DescribeState:
         total = federation.sum(counts)
@@ -186,22 +181,22 @@ class Describe:
             pairs = crossed["pairs"]
         return replace(
             state, rounds=1, patients=float(total["patients"]), levels=total["levels"], known=known, mean=mean,
-            variance=variance, bins=bins, pairs=pairs, nodes=vars(roots(known[:1], self.shares())), sites=sites,
+            variance=variance, bins=bins, pairs=pairs, search=vars(search(known[:1], self.shares())), sites=sites,
             held_back=held,
         )  # fmt: skip
 
     def done(self, state: DescribeState) -> bool:
-        return state.rounds > 0 and not np.any(state.nodes["further"])
+        return state.rounds > 0 and not Search(**state.search).open.any()
 
     def result(self, state: DescribeState) -> Mapping[str, Any]:
         minimum = int(state.study["minimum"])
         ranges = np.asarray(state.study["ranges"])
         low, width = ranges[:, 0], ranges[:, 1] - ranges[:, 0]
-        nodes, shares = Nodes(**state.nodes), self.shares()
-        edges = nodes.edges(ranges)
+        shares = self.shares()
+        edges = Search(**state.search).edges(ranges)
         quantiles = {
             "shares": np.array(shares),
-            "values": nodes.values(ranges).reshape(len(ranges), len(shares)),
+            "values": edges.mean(1).reshape(len(ranges), len(shares)),
             "low": edges[:, 0].reshape(len(ranges), len(shares)),
             "high": edges[:, 1].reshape(len(ranges), len(shares)),
         }
@@ -288,6 +283,10 @@ class Description:
 
     def summary(self, lang: str = "en") -> str:
         """The description as text tables."""
+        return text_of(self.tables(lang))
+
+    def tables(self, lang: str = "en") -> list[Shown]:
+        """What ``summary`` prints, for pages as well."""
         _ = translator(lang)
         values = self.values
         fewer = f"<{values['minimum_cell']}"
@@ -313,13 +312,13 @@ class Description:
             rows.append(cells)
         header = ["", _("known"), _("missing"), _("mean"), _("SD")]
         header += [_("{percent} quantile (its bin)").format(percent=percent(share, 0)) for share in shares]
-        text = text_table(facts, header, rows)
+        shown = Shown(facts, header, rows)
         coded = [
             [row["variable"], row["code"] or _("missing"), count(row["patients"]), percent(row["share"])]
             for _index, row in self.levels().iterrows()
             if row["code"] or row["patients"]
         ]
-        return text + "\n\n" + text_table([], [_("Variable"), _("code"), _("Patients"), _("share")], coded)
+        return [shown, Shown([], [_("Variable"), _("code"), _("Patients"), _("share")], coded)]
 
 
 def _named(levels: list[list[str]], places: list[int]) -> NDArray[np.bool_]:

@@ -136,7 +136,7 @@ class GlmState:
 
     objective: penalised log-likelihood before that change. task: which fit (all terms, none, all but one, errors).
     fits: what each finished task found. curve: objective of each round. patients: rows at the start; stage: which share
-    of a large consortium's rows the next round is over.
+    of a large consortium's rows the next round is over; held_back: who was not counted at the start, and why.
     """
 
     formula: str
@@ -157,6 +157,7 @@ class GlmState:
     curve: list[float]
     patients: float
     stage: int
+    held_back: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -250,7 +251,7 @@ class Glm:
         zeros, none = np.zeros(m), np.zeros(0)
         return GlmState(
             formula.text, study.outcome, list(formula.names), [column.term for column in formula.columns], 0, 0, zeros, zeros,
-            -1e300, none, none, np.zeros(2), 1e300, [], {}, [], 0.0, ALL_ROWS,
+            -1e300, none, none, np.zeros(2), 1e300, [], {}, [], 0.0, ALL_ROWS, {},
         )  # fmt: skip
 
     def advance(self, federation: Federation, state: GlmState) -> GlmState:
@@ -277,7 +278,8 @@ class Glm:
             theta[-1] = np.log(np.clip((found.variance - found.mean) / found.mean**2, 0.05, 20.0))
         large = found.rows >= LARGE * found.sites and not self.estimates_alpha
         return replace(
-            state, theta=theta, centre=found.centre, scale=found.scale, outcome=outcome, patients=found.rows, stage=0 if large else ALL_ROWS
+            state, theta=theta, centre=found.centre, scale=found.scale, outcome=outcome, patients=found.rows, stage=0 if large else ALL_ROWS,
+            held_back=found.held_back,
         )  # fmt: skip
 
     def _inputs(self, state: GlmState, theta: FloatArray) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from scipy import stats
 from medfed.language import number, translator
 from medfed.methods.families import has_free_dispersion
 from medfed.methods.newton import symmetric
-from medfed.methods.tables import p_value, text_table
+from medfed.methods.tables import Shown, p_value, text_of
 
 if TYPE_CHECKING:
     from medfed.methods.glm import Glm, GlmState
@@ -79,8 +79,9 @@ def assemble(method: "Glm", state: "GlmState") -> dict[str, Any]:
         "l2": method.l2,
         "kkt": float(fit["kkt"]),
         "sites": list(fit["sites"]),
+        "held_back": dict(state.held_back),
         "rounds": int(fit["rounds"]),
-        "curve": list(state.curve),
+        "objectives": list(state.curve),
         "tests": {},
     }
     if covariances and not method.penalised:
@@ -249,6 +250,10 @@ class GlmFit:
 
     def summary(self, lang: str = "en") -> str:
         """The fit as a text table."""
+        return text_of(self.tables(lang))
+
+    def tables(self, lang: str = "en") -> list[Shown]:
+        """What ``summary`` prints, for pages as well."""
         _ = translator(lang)
         values = self.values
         ratio = {"logit": _("odds ratio"), "log": _("ratio")}.get(str(values["link"]))
@@ -282,4 +287,16 @@ class GlmFit:
                 known = name in ratios.index and name != "intercept"
                 cells.append(number(float(ratios.loc[name, "estimate"]), 3) if known else "")
             rows.append(cells)
-        return text_table(facts, [*header, *([ratio] if ratio else [])], rows)
+        names = {"wald": _("Wald"), "likelihood_ratio": _("likelihood ratio")}
+        tests = [
+            [
+                row["term"],
+                names[row["test"]],
+                number(row["statistic"], 4),
+                str(row["degrees_of_freedom"]),
+                p_value(row["p"]),
+            ]
+            for _index, row in self.tests().iterrows()
+        ]
+        found = [Shown(facts, [*header, *([ratio] if ratio else [])], rows)]
+        return [*found, *([Shown([], ["", _("test"), _("statistic"), _("df"), "P"], tests)] if tests else [])]

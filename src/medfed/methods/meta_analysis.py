@@ -23,7 +23,7 @@ from medfed.federation.step import Out, Reply, Step, step
 from medfed.language import number, percent, translator
 from medfed.methods.families import FAMILIES
 from medfed.methods.glm import Glm
-from medfed.methods.tables import p_value, text_table
+from medfed.methods.tables import Shown, p_value, text_of
 from medfed.study import Study
 from medfed.study.formula import default_formula, parse_formula
 
@@ -183,6 +183,7 @@ class MetaAnalysis:
             "standard_errors": table[:, 1],
             "patients": table[:, 2],
             "left_out": dict(state.left_out),
+            "held_back": dict(state.left_out),
             "rounds": state.rounds,
             **pooled(table[:, 0], table[:, 1] ** 2),
         }
@@ -269,6 +270,10 @@ class MetaResult:
 
     def summary(self, lang: str = "en") -> str:
         """The meta-analysis as a text table; ratios where the measure is a logarithm."""
+        return text_of(self.tables(lang))
+
+    def tables(self, lang: str = "en") -> list[Shown]:
+        """What ``summary`` prints, for pages as well."""
         _ = translator(lang)
         values = self.values
         logged = str(values["measure"]).startswith("log_")
@@ -296,4 +301,4 @@ class MetaResult:
             weight = "" if np.isnan(row["weight"]) else percent(row["weight"])
             rows.append([names.get(str(name), str(name)), *cells, weight, *(ratio if logged else [])])
         header = ["", _("estimate"), _("95% lower"), _("95% upper"), _("std. error"), "P", _("weight")]
-        return text_table(facts, [*header, *([_("ratio")] if logged else [])], rows)
+        return [Shown(facts, [*header, *([_("ratio")] if logged else [])], rows)]

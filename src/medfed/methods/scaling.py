@@ -117,7 +117,8 @@ def outcome_range(study: Study) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Scaling:
-    """centre, scale (terms,) of the columns; mean, variance: of the outcome, weighted; offset: its weighted mean; rows; sites."""
+    """centre, scale (terms,) of the columns; mean, variance: of the outcome, weighted; offset: its weighted mean; rows; sites; held_back: who
+    was not counted, and why."""
 
     centre: FloatArray
     scale: FloatArray
@@ -126,6 +127,7 @@ class Scaling:
     offset: float
     rows: float
     sites: int
+    held_back: dict[str, Any]
 
 
 def scaling(federation: Any, formula: Formula, *, exact: bool) -> Scaling:
@@ -174,6 +176,7 @@ def scaling(federation: Any, formula: Formula, *, exact: bool) -> Scaling:
         offset=offset / weight,
         rows=rows,
         sites=len(total.sites),
+        held_back={site: {"kind": f.kind, "reason": f.reason} for site, f in total.failures.items()},
     )
 
 

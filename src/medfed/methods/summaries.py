@@ -6,8 +6,6 @@ the border: so every node of the tree holds nobody, or the site's minimum at lea
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
 from itertools import combinations_with_replacement
 from typing import Any
 
@@ -21,8 +19,6 @@ from medfed.study import Study
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-DEPTH = 16
-MOST_CELLS = 2048
 LEAST_SCALE = 1e-3  # of the declared range
 
 
@@ -150,48 +146,9 @@ def _unit(study: Study, name: str, values: FloatArray) -> FloatArray:
     return (values - low) / (high - low)
 
 
-@dataclass(frozen=True)
-class Tree:
-    """A number's declared range halved 16 times, at one site. below: (groups, 2**16 + 1) patients below each leaf.
-
-    seen, split: (2**17,) in heap order (node ``position`` of ``level`` at 2**level + position): whether a node's count may
-    be told, and whether it may be divided: where a half would hold 1 to ``minimum`` - 1 of some group it may not, nor may
-    anything below, since the rest would tell them. Both depend on the table alone, not on what is asked.
-    """
-
-    below: FloatArray
-    seen: NDArray[np.bool_]
-    split: NDArray[np.bool_]
-
-    def halves(self, level: IntArray, position: IntArray) -> FloatArray:
-        """Patients in both halves of nodes, and those of nodes that may not be divided: (nodes, groups, 3)."""
-        width = 2 ** (DEPTH - level)
-        edges = position[:, None] * width[:, None] + np.arange(3) * width[:, None] // 2
-        halves = np.diff(self.below[:, edges], axis=2).transpose(1, 0, 2)
-        node = 2**level + position
-        told, undivided = (self.seen[node] & self.split[node]), (self.seen[node] & ~self.split[node])
-        return np.concatenate(
-            [halves * told[:, None, None], halves.sum(2, keepdims=True) * undivided[:, None, None]], 2
-        )
-
-
-def tree_of(counts: IntArray, minimum: int) -> Tree:
-    """The tree of leaf counts (groups, 2**16)."""
-    seen, split = np.zeros(2 ** (DEPTH + 1), dtype=bool), np.zeros(2 ** (DEPTH + 1), dtype=bool)
-    seen[1] = True
-    for level in range(DEPTH):
-        nodes = slice(2**level, 2 ** (level + 1))
-        halves = counts.reshape(len(counts), 2**level, 2, -1).sum(3)
-        split[nodes] = ~((halves > 0) & (halves < minimum)).any((0, 2))
-        seen[2 ** (level + 1) : 2 ** (level + 2)] = np.repeat(seen[nodes] & split[nodes], 2)
-    below = np.zeros((len(counts), 2**DEPTH + 1))
-    np.cumsum(counts, axis=1, out=below[:, 1:])
-    return Tree(below, seen, split)
-
-
-def leaf_counts(site: Site, groups: int, *, grouped: bool) -> IntArray:
-    """Patients in each leaf of each number's tree, (numbers, groups, 2**16); remembered."""
-    numbers, leaves = site.study.numbers, 2**DEPTH
+def leaf_counts(site: Site, groups: int, leaves: int, *, grouped: bool) -> IntArray:
+    """Patients in equal parts of each number's declared range, (numbers, groups, leaves); remembered."""
+    numbers = site.study.numbers
 
     def compute() -> IntArray:
         counts = np.zeros((len(numbers), groups, leaves), dtype=np.int64)
@@ -204,29 +161,15 @@ def leaf_counts(site: Site, groups: int, *, grouped: bool) -> IntArray:
                 counts[index] += cells.reshape(groups, leaves)
         return counts
 
-    return site.memo(f"leaf counts {grouped}", {}, compute)
+    return site.memo(f"leaf counts {leaves} {grouped}", {}, compute)
 
 
 def histogram(site: Site, groups: int, bins: int, *, grouped: bool) -> FloatArray:
     """Patients in equal bins of each number's declared range, small ones moved (see below): (numbers, groups, bins)."""
-    counts = leaf_counts(site, groups, grouped=grouped).reshape(-1, groups, bins, 2**DEPTH // bins).sum(3)
+    counts = leaf_counts(site, groups, bins, grouped=grouped)
     if not len(counts):
         return np.zeros((0, groups, bins))
     return np.stack([without_small_cells(each, site.minimum_cell) for each in counts]).astype(np.float64)
-
-
-def halves_of(site: Site, groups: int, cells: FloatArray, *, grouped: bool) -> FloatArray:
-    """For each cell (number, level, position): patients in its halves, and undivided, (cells, groups, 3)."""
-    counts = leaf_counts(site, groups, grouped=grouped)
-    number, level, position = cells.astype(np.int64).T
-    level = np.clip(level, 0, DEPTH - 1)
-    position = np.clip(position, 0, 2**level - 1)
-    found = np.zeros((len(cells), groups, 3))
-    for each in np.unique(number):
-        tree = site.memo(f"tree {each} {grouped}", {}, partial(tree_of, counts[each], site.minimum_cell))
-        asked = number == each
-        found[asked] = tree.halves(level[asked], position[asked])
-    return found
 
 
 def without_small_cells(counts: IntArray, minimum: int) -> IntArray:
@@ -251,90 +194,6 @@ def without_small_cells(counts: IntArray, minimum: int) -> IntArray:
             nodes[:, chosen, smaller] = 0
         half //= 2
     return counts
-
-
-# -- the coordinator's half --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Nodes:
-    """Nodes of numbers' trees in which a patient of a given rank lies; (nodes,) each.
-
-    number, level, position: which node; group: of which group. below, inside: patients who are known to lie below it, and
-    in it; undivided: those of sites that may not divide it, or what it is a part of, who may lie on either side. rank:
-    from 0, over all patients of the group whose number is known. further: whether it can be halved again.
-    """
-
-    number: IntArray
-    group: IntArray
-    level: IntArray
-    position: IntArray
-    below: FloatArray
-    inside: FloatArray
-    undivided: FloatArray
-    rank: FloatArray
-    further: NDArray[np.bool_]
-
-    @property
-    def cells(self) -> FloatArray:
-        """What a site is asked: (nodes, 3)."""
-        return np.stack([self.number, self.level, self.position], 1).astype(np.float64)
-
-    def edges(self, ranges: FloatArray) -> FloatArray:
-        """Lower and upper end of each node, (nodes, 2). ranges: (numbers, 2) declared, in the numbers' units."""
-        low, high = ranges[self.number].T
-        width = (high - low) / 2.0**self.level
-        return np.stack([low + self.position * width, low + (self.position + 1) * width], 1)
-
-    def values(self, ranges: FloatArray) -> FloatArray:
-        """Where in its node the patient of the rank may be thought to lie, (nodes,)."""
-        low, high = self.edges(ranges).T
-        within = (self.rank - self.below + 0.5) / np.maximum(self.inside + self.undivided, 1.0)
-        return np.asarray(low + (high - low) * np.clip(within, 0.0, 1.0))
-
-
-def roots(known: FloatArray, shares: Sequence[float]) -> Nodes:
-    """Where the search for quantiles begins: the declared range of every number, group and share. known: (groups, numbers).
-
-    A quantile is the least value with a share of the patients at or below it (the inverse of the distribution).
-    """
-    groups, numbers = known.shape
-    number, group, share = (
-        grid.ravel() for grid in np.meshgrid(np.arange(numbers), np.arange(groups), np.array(shares), indexing="ij")
-    )
-    inside = known[group.astype(np.int64), number.astype(np.int64)]
-    rank = np.maximum(np.ceil(share * inside - 1e-9) - 1, 0)
-    zeros = np.zeros(len(number))
-    level = np.zeros(len(number), dtype=np.int64)
-    return Nodes(number.astype(np.int64), group.astype(np.int64), level, level, zeros, inside, zeros, rank, inside > 0)
-
-
-def cells_at_once(patients: float, sites: int, groups: int) -> int:
-    """How many nodes may be asked for in one call: the answer has fewer numbers than half an average site has patients."""
-    return int(np.clip(patients / (6 * groups * max(sites, 1)), 8, MOST_CELLS))
-
-
-def halved(nodes: Nodes, asked: NDArray[np.intp], counts: FloatArray, minimum: int) -> Nodes:
-    """Nodes with those that were asked for replaced by the half that surely holds their rank, of twice the minimum at least.
-
-    counts: (asked, groups, 3) as ``halves_of`` gives them, summed over sites.
-    """
-    mine = counts[np.arange(len(asked)), nodes.group[asked]]
-    below, undivided = nodes.below[asked], nodes.undivided[asked] + mine[:, 2]
-    rank = nodes.rank[asked]
-    left = (below + undivided <= rank) & (rank < below + mine[:, 0]) & (mine[:, 0] >= 2 * minimum)
-    border = below + mine[:, 0]
-    right = (border + undivided <= rank) & (rank < border + mine[:, 1]) & (mine[:, 1] >= 2 * minimum)
-    chosen = left | right
-    new = {name: values.copy() for name, values in vars(nodes).items()}
-    moved = asked[chosen]
-    new["level"][moved] += 1
-    new["position"][moved] = 2 * nodes.position[moved] + right[chosen]
-    new["below"][moved] = np.where(right, border, below)[chosen]
-    new["inside"][moved] = np.where(right, mine[:, 1], mine[:, 0])[chosen]
-    new["undivided"][moved] = undivided[chosen]
-    new["further"][asked] = chosen & (new["level"][asked] < DEPTH)
-    return Nodes(**new)
 
 
 def suppressed(table: FloatArray, minimum: int) -> FloatArray:

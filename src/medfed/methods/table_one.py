@@ -18,25 +18,20 @@ from medfed.federation.federation import Federation
 from medfed.federation.site import Site
 from medfed.federation.step import Count, Input, Out, Step, Sum, step
 from medfed.language import number, percent, translator
+from medfed.methods.quantiles import LEAVES, Search, borders_at_once, search, told_at
 from medfed.methods.summaries import (
-    DEPTH,
     LEAST_SCALE,
-    Nodes,
-    cells_at_once,
     group_names,
     group_variable,
-    halved,
-    halves_of,
     known_counts,
     level_counts,
     mean_and_variance,
     power_sums,
     refuse_other_sites,
-    roots,
     second_look,
     suppressed,
 )
-from medfed.methods.tables import text_table
+from medfed.methods.tables import Shown, text_of
 from medfed.study import Study
 
 FloatArray = NDArray[np.float64]
@@ -76,12 +71,12 @@ def group_powers(site: Site, *, about: FloatArray, scale: FloatArray) -> Out:
 
 @step(
     reads="train",
-    takes={"cells": Input("cells,3", limit=2.0**DEPTH)},
-    releases={"halves": Sum("cells,groups,3", limit_per_row=1)},
+    takes={"borders": Input("cells,2", limit=LEAVES)},
+    releases={"told": Sum("cells,groups,2", limit_per_row=1)},
 )
-def group_halves(site: Site, *, cells: FloatArray) -> Out:
-    """Patients of each group in the halves of parts of declared ranges; a part whose half would hold a few is not divided."""
-    return Out({"halves": halves_of(site, site.sizes["groups"], cells, grouped=True)})
+def group_borders(site: Site, *, borders: FloatArray) -> Out:
+    """Patients of each group below borders within declared ranges, as near as the site may tell without a small count."""
+    return Out({"told": told_at(site, site.sizes["groups"], borders, grouped=True)})
 
 
 def declared(study: Study) -> dict[str, Any]:
@@ -132,11 +127,11 @@ def summed(federation: Federation, study: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class TableOneState:
-    """table: what ``summed`` found; nodes: quartiles' bins so far (see ``Nodes``), empty where none are wanted."""
+    """table: what ``summed`` found; search: where quartiles lie (see ``Search``); none where none are wanted."""
 
     rounds: int
     table: dict[str, Any]
-    nodes: dict[str, Any]
+    search: dict[str, Any]
     study: dict[str, Any]
 
 
@@ -146,7 +141,7 @@ class TableOne:
 
     medians: bool = False
 
-    steps: ClassVar[tuple[Step, ...]] = (group_counts, group_powers, group_halves)
+    steps: ClassVar[tuple[Step, ...]] = (group_counts, group_powers, group_borders)
 
     def start(self, study: Study) -> TableOneState:
         return TableOneState(0, {}, {}, declared(study))
@@ -155,18 +150,17 @@ class TableOne:
         if state.rounds == 0:
             table = summed(federation, state.study)
             shares = QUARTILES if self.medians else ()
-            return replace(state, rounds=1, table=table, nodes=vars(roots(table["known"], shares)))
-        nodes, sites = Nodes(**state.nodes), state.table["sites"]
-        asked = np.flatnonzero(nodes.further)[
-            : cells_at_once(state.table["patients"], len(sites), len(state.study["groups"]))
-        ]
-        total = federation.roster(sites).sum(group_halves, cells=nodes.cells[asked])
+            return replace(state, rounds=1, table=table, search=vars(search(table["known"], shares)))
+        quantiles, sites = Search(**state.search), state.table["sites"]
+        most = borders_at_once(state.table["patients"], len(sites), len(state.study["groups"])) // 2
+        which = np.flatnonzero(quantiles.open)[:most]
+        total = federation.roster(sites).sum(group_borders, borders=quantiles.asked(which))
         refuse_other_sites(sites, list(total.sites))
-        nodes = halved(nodes, asked, total["halves"], int(state.study["minimum"]))
-        return replace(state, rounds=state.rounds + 1, nodes=vars(nodes))
+        quantiles = quantiles.answered(which, total["told"], int(state.study["minimum"]))
+        return replace(state, rounds=state.rounds + 1, search=vars(quantiles))
 
     def done(self, state: TableOneState) -> bool:
-        return state.rounds > 0 and not np.any(state.nodes["further"])
+        return state.rounds > 0 and not Search(**state.search).open.any()
 
     def result(self, state: TableOneState) -> Mapping[str, Any]:
         table, study = state.table, state.study
@@ -184,12 +178,9 @@ class TableOne:
                 differences[name] = number_differences(table["mean"][:, index], table["variance"][:, index])
         quartiles = {}
         if self.medians and study["numbers"]:
-            nodes, ranges = Nodes(**state.nodes), np.asarray(study["ranges"])
             shape = (len(study["numbers"]), len(study["groups"]), len(QUARTILES))
-            low, high = nodes.edges(ranges).T
-            quartiles = {
-                "values": nodes.values(ranges).reshape(shape), "low": low.reshape(shape), "high": high.reshape(shape)
-            }  # fmt: skip
+            low, high = Search(**state.search).edges(np.asarray(study["ranges"])).T
+            quartiles = {"low": low.reshape(shape), "high": high.reshape(shape)}
         by = names == study["by"]
         patients = table["levels"][:, by].sum(1) if by.any() else table["known"].max(1, initial=0.0)
         missing = np.stack(
@@ -268,7 +259,9 @@ class Table1:
                     f"missing ({group})": values["missing"][g, index],
                 }
                 if values["quartiles"]:
-                    row[f"median ({group})"] = values["quartiles"]["values"][index, g, 1]
+                    low, high = (values["quartiles"][end][index, g] for end in ("low", "high"))
+                    row |= {f"median from ({group})": low[1], f"median to ({group})": high[1]}
+                    row |= {f"quartiles from ({group})": low[0], f"quartiles to ({group})": high[2]}
             rows.append(row | self._smd(name))
         names = np.array([name for name, _ in values["levels"]])
         for place, (name, code) in enumerate(values["levels"]):
@@ -289,6 +282,10 @@ class Table1:
 
     def summary(self, lang: str = "en") -> str:
         """The table as text: mean (SD), or patients (share)."""
+        return text_of(self.tables(lang))
+
+    def tables(self, lang: str = "en") -> list[Shown]:
+        """What ``summary`` prints, for pages as well."""
         _ = translator(lang)
         values, groups = self.values, list(self.values["groups"])
         facts = [(_("Sites"), ", ".join(values["sites"]))]
@@ -307,12 +304,14 @@ class Table1:
                 rows.append([str(before), *[""] * len(groups), *smd])
             level = _("missing") if row["level"] == "missing" else str(row["level"])
             rows.append([f"  {level}", *(self._count(row, group) for group in groups), *[""] * len(smd)])
-        return text_table(facts, header, rows)
+        return [Shown(facts, header, rows)]
 
     def _number(self, row: "pd.Series[Any]", group: str, _: Any) -> str:
         text = f"{number(row[f'mean ({group})'], 2)} ({number(row[f'sd ({group})'], 2)})"
-        median = row.get(f"median ({group})")
-        return text if median is None else _("{mean}, median {median}").format(mean=text, median=number(median, 2))
+        if f"median from ({group})" not in row:
+            return text
+        low, high = number(row[f"median from ({group})"], 1), number(row[f"median to ({group})"], 1)
+        return str(_("{mean}, median {low} to {high}").format(mean=text, low=low, high=high))
 
     def _count(self, row: "pd.Series[Any]", group: str) -> str:
         counted, share = row[f"n ({group})"], row[f"share ({group})"]

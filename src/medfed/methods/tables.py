@@ -2,8 +2,23 @@
 
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from medfed.language import number
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A result for people: facts (name, value), then a table whose first column names the row. All of it text."""
+
+    facts: Sequence[tuple[str, str]]
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def text_of(tables: Sequence[Shown]) -> str:
+    """Tables as plain text, one below the other."""
+    return "\n\n".join(text_table(table.facts, table.header, table.rows) for table in tables)
 
 
 def text_table(facts: Sequence[tuple[str, str]], header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
