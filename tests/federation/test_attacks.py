@@ -13,10 +13,11 @@ from consortium import fixed_keys, synthetic_study, synthetic_tables
 from medfed.canonical import pack, unpack
 from medfed.engines.what_if import what_if
 from medfed.errors import FederationError, LedgerError
+from medfed.federation.admission import NOT_APPROVED_STEP, OVER_BUDGET, Access
 from medfed.federation.approval import approve, packages_of
 from medfed.federation.budget import Charge
 from medfed.federation.call import Answer, Call, Failure, Own
-from medfed.federation.door import NOT_APPROVED_STEP, OTHER_QUESTION, OVER_BUDGET, Access, Doors
+from medfed.federation.door import OTHER_QUESTION, Doors
 from medfed.federation.ledger import open_store, verify_ledger
 from medfed.federation.packages import find_method, step_name
 from medfed.federation.policy import Policy

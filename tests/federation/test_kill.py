@@ -39,7 +39,8 @@ def facts(folder: Path) -> dict:
         "select l.site, l.number, l.kind, c.key, l.digest, l.payload, l.charge, l.spent, l.hash"
         " from ledger l left join call c on c.id=l.call order by l.site, l.number"
     ).fetchall()
-    return {"result": (folder / "result").read_bytes(), "ledger": ledger}
+    sets = db.execute("select site, key, sites, rows, passing, showing from opening order by site, key").fetchall()
+    return {"result": (folder / "result").read_bytes(), "ledger": ledger, "opened": sets}
 
 
 def check_charges(folder: Path) -> None:
@@ -112,13 +113,13 @@ def kill_run(tmp_path: Path, method: str, late: str, kills: int, seed: int) -> t
         check_charges(folder)
         if late == "no":
             assert facts(folder) == wanted
-        if method == "scaffold":
+        if method.endswith("scaffold"):
             check_control(folder)
         shutil.rmtree(folder, ignore_errors=True)  # SQLite may drop its own files meanwhile
     return done, where
 
 
-@pytest.mark.parametrize("method", ["newton", "scaffold", "study"])
+@pytest.mark.parametrize("method", ["newton", "scaffold", "study", "secure-newton", "secure-scaffold"])
 def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path: Path, method: str) -> None:
     done, _ = kill_run(tmp_path, method, "no", 6, seed=1)
     assert done >= 6
@@ -178,9 +179,13 @@ def test_fifty_kills_of_private_runs(tmp_path: Path, late: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("method", "late"), [(m, late) for m in ("newton", "scaffold") for late in ("no", "drawn")] + [("study", "no")]
+    ("method", "late"),
+    [(m, late) for m in ("newton", "scaffold") for late in ("no", "drawn")]
+    + [("study", "no"), ("secure-newton", "no"), ("secure-scaffold", "no"), ("secure-study", "no")],
 )
 def test_fifty_kills(tmp_path: Path, method: str, late: str) -> None:
     done, where = kill_run(tmp_path, method, late, 50, seed=11)
     assert done >= 50
     assert sum(count for name, count in where.items() if name.startswith("seal: ")) >= 25, "most fall inside the seal"
+    if method.startswith("secure"):
+        assert any("opening" in name for name in where), "some fall between the set's record and the shares"

@@ -172,6 +172,18 @@ def _sites(labels: Labels) -> Section:
     )
     columns = (_("Site"), _("Counted"), *([_("Reason")] if with_reasons else []))
     blocks: list[Block] = [Tabled(_("Invited sites"), Table(columns, rows))]
+    if data.protection == "plain" and data.plain_because:
+        blocks.append(Text(_("Sums are plain, because {reason}.").format(reason=_(data.plain_because)), "note"))
+    if data.protection == "secure":
+        blocks.append(
+            Text(
+                _(
+                    "Sums are secure: every site's terms are hidden among those of the others, and only totals are seen. Counts "
+                    "are held to the minimum of {minimum} in total, so that a site of a few patients can take part."
+                ).format(minimum=data.minimum_cell),
+                "note",
+            )
+        )
     if data.protection == "plain" and with_reasons:
         blocks.append(
             Text(

@@ -3,7 +3,7 @@
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import date
 from typing import Any
 
@@ -23,7 +23,8 @@ MOST_CALLS = 2000
 class Approval:
     """What was approved: study hash, steps, the packages that hold them (with file hashes), table version, last day.
 
-    most_calls: how many calls the site answers in all. Sums are not rows, but thousands of different sums over the same
+    roster: the sites among whose terms this site's may be hidden, and their public keys (hex); the only keys that it believes
+    in a secure sum. most_calls: how many calls the site answers in all. Sums are not rows, but thousands of different sums over the same
     rows can be solved for them. budget: epsilon that the study may spend here over all its runs, if another than its own.
     """
 
@@ -36,6 +37,7 @@ class Approval:
     packages: tuple[Package, ...]
     most_calls: int
     officer: str = ""
+    roster: Mapping[str, str] = field(default_factory=dict)
     budget: float | None = None
 
     def message(self) -> bytes:
@@ -69,15 +71,22 @@ def approve(
     at: str,
     most_calls: int = MOST_CALLS,
     officer: str = "",
+    roster: Mapping[str, str] | None = None,
     budget: float | None = None,
 ) -> Head:
-    """Sign an approval and write it into the ledger. ``until``: the last day, ISO (2027-06-30)."""
+    """Sign an approval and write it into the ledger. ``until``: the last day, ISO (2027-06-30).
+
+    roster: of the sites that the study invites, those whose keys the officer has seen to; without it sums are plain.
+    """
+    believed = {name: public for name, public in (roster or {}).items() if name in study.sites.invited}
+    if site in believed and believed[site] != public_hex(key):
+        raise PolicyViolation(f"the roster has another key of site {site!r} than its own; nothing was approved")
     try:
         until = date.fromisoformat(until).isoformat()
     except ValueError:
         raise PolicyViolation(f"an approval ends on a day like 2027-06-30, not {until!r}") from None
     approval = Approval(
-        site, study.hash, study.name, until, table_version, tuple(steps), tuple(packages), most_calls, officer,
+        site, study.hash, study.name, until, table_version, tuple(steps), tuple(packages), most_calls, officer, believed,
         budget,
     )  # fmt: skip
     message = approval.message()

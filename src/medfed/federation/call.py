@@ -18,6 +18,21 @@ RUN_PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}(/[0-9]{1,9}/[A-Za-z0-9._
 PART = re.compile(r"(all|train|valid|test)(:(0|[1-9][0-9]{0,3}))?")
 Protection = Literal["plain", "secure"]
 Phase = Literal["answer", "seal", "open", "head"]
+Purpose = Literal["sum", "count"]
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a call of phase "open" brings besides a message for each site: which sealed answers are opened, and why they may be.
+
+    attempt: 0, 1, ...; each has keys and masks of its own. purpose: "count" for what is judged before a sum is opened.
+    asked: digest of the question that was sealed; its inputs do not travel again. shown: signed counts, packed.
+    """
+
+    attempt: int
+    purpose: Purpose
+    asked: str
+    shown: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -26,8 +41,9 @@ class Call:
 
     run: path of the run ("run/round/child"). variant: which settings of the approved study. part: which rows.
     protection: where a sum becomes visible: at each site ("plain") or only as a total ("secure").
-    phase: "answer" for plain sums and replies; "seal" and "open" belong to secure sums; "head" asks for the
-    signed head of the ledger. charge: the noise that every site adds and what that costs, in a study with an epsilon.
+    phase: "answer" for plain sums and replies. Of a secure sum "seal" comes first, and no value leaves; each message that
+    opens it is a call of phase "open". "head" asks for the signed head of the ledger. charge: the noise that every site adds
+    and what that costs, in a study with an epsilon.
     """
 
     study: str
@@ -41,6 +57,7 @@ class Call:
     variant: str | None = None
     protection: Protection = "plain"
     phase: Phase = "answer"
+    opening: Opening | None = None
     charge: Charge | None = None
     inputs_hash: str = field(default="", compare=False, repr=False)
 
@@ -67,6 +84,8 @@ class Call:
     @cached_property
     def digest(self) -> str:
         """Everything asked; under one key a site answers one digest only. Survivors are never in it."""
+        if self.opening is not None:
+            return self.opening.asked
         noise = (self.charge.text,) if self.charge is not None else ()
         return digest(
             self.key, self.variant or "", self.part, self.protection, ",".join(self.roster), self.inputs_digest, *noise
@@ -75,11 +94,15 @@ class Call:
 
 @dataclass(frozen=True)
 class Own:
-    """One site's part of a call: the call whose keep it reads, the one at the last checkpoint, its own inputs."""
+    """One site's part of a call: the call whose keep it reads, the one at the last checkpoint, its own inputs.
+
+    message: in phase "open", the coordinator's request in the secure sum; None asks for the keys of an attempt.
+    """
 
     kept: str | None = None
     settled: str | None = None
     each: Mapping[str, Any] = field(default_factory=dict)
+    message: bytes | None = None
 
 
 FailureKind = Literal["refused", "failed", "late", "unreachable"]
@@ -125,10 +148,16 @@ class Answer:
 
 
 class Engine(Protocol):
-    """What carries calls. ``protections`` lists how it can sum, strongest last."""
+    """What carries calls. ``protections`` lists how it can sum, strongest last.
+
+    ``roster``: the public keys (hex) of the sites that may take part in secure sums, as the sites approved them.
+    """
 
     @property
     def sites(self) -> tuple[str, ...]: ...
+
+    @property
+    def roster(self) -> Mapping[str, str]: ...
 
     @property
     def protections(self) -> tuple[Protection, ...]: ...

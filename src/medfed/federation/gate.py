@@ -1,7 +1,8 @@
 """The one door of a site, its mathematics: what may be seen of this table, and whether a release keeps to its declaration.
 
 Pure functions. The rules for counts are judged where a value becomes visible: for a plain sum at this site's own
-counts, since the coordinator sees each site's terms. Reasons are sentences of ours that quote no count.
+counts, since the coordinator sees each site's terms; for a secure one at the roster's (``units``). Reasons are sentences
+of ours that quote no count.
 """
 
 import math
@@ -172,19 +173,30 @@ class Cohort:
 
 
 def judge_rows(
-    whole: View, view: View, study: Study, policy: Policy, protection: Protection, earlier: Sequence[NDArray[np.uint64]]
+    whole: View,
+    view: View,
+    study: Study,
+    policy: Policy,
+    protection: Protection,
+    earlier: Sequence[NDArray[np.uint64]],
+    atoms: Sequence[NDArray[np.uint64]] = (),
 ) -> str | None:
     """May sums over this part of the table be seen at all? None, or the reason why not.
 
     whole: all rows of the table; view: the part that is asked for. earlier: row sets (sorted pseudonyms) that this
     site has answered about before. A set that differs from one of them by a group that may not be seen is refused.
+    atoms: the row sets of which every part of this table is made; what lies between parts is judged on totals where sums
+    are secure.
     """
     minimum = minimum_cell(policy, study)
+    if protection == "secure":
+        apart = [other for other in (*earlier, *_unions(view.pseudonyms, earlier)) if not _is_made_of(other, atoms)]
+        return SMALL_DIFFERENCE if any(_differs_by_few(view.pseudonyms, other, minimum) for other in apart) else None
     if view.patients < max(policy.minimum_patients, minimum):
         return FEW_PATIENTS
     factors = _factors(whole, study)
     own = factors if view.rows == whole.rows else _factors(view, study)
-    if protection == "plain" and has_small_cell(own, study, slice(None), minimum):
+    if has_small_cell(own, study, slice(None), minimum):
         return SMALL_CELL
     patient_of_row = np.asarray(whole.row_pseudonyms)
     for other in (*earlier, *_unions(view.pseudonyms, earlier)):
@@ -200,9 +212,21 @@ def judge_rows(
                 return SMALL_DIFFERENCE
             rows = np.flatnonzero(np.isin(patient_of_row, group))
             all_here = len(np.unique(patient_of_row[rows])) == len(group)
-            if all_here and protection == "plain" and has_small_cell(factors, study, rows, minimum):
+            if all_here and has_small_cell(factors, study, rows, minimum):
                 return SMALL_DIFFERENCE
     return None
+
+
+def _differs_by_few(one: NDArray[np.uint64], other: NDArray[np.uint64], minimum: int) -> bool:
+    groups = np.setdiff1d(one, other, assume_unique=True), np.setdiff1d(other, one, assume_unique=True)
+    return any(0 < len(group) < minimum for group in groups)
+
+
+def _is_made_of(patients: NDArray[np.uint64], atoms: Sequence[NDArray[np.uint64]]) -> bool:
+    """Whether a row set is some of these, each of them whole."""
+    shared = [len(np.intersect1d(patients, atom, assume_unique=True)) for atom in atoms]
+    whole = all(count in (0, len(atom)) for count, atom in zip(shared, atoms, strict=True))
+    return whole and sum(shared) == len(patients)
 
 
 def _unions(own: NDArray[np.uint64], earlier: Sequence[NDArray[np.uint64]], most: int = 32) -> list[NDArray[np.uint64]]:
@@ -257,16 +281,19 @@ def check_release(
     policies: Sequence[Policy],
     effective: NDArray[np.float64] | None,
     row_keys: Sequence[frozenset[int]],
+    protection: Protection = "plain",
     noisy: bool = False,
 ) -> tuple[list[str | None], dict[str, NDArray[Any]], int]:
     """Hold stacked releases (S, ...) of S sites to declaration and policies; encode sums for the ring.
 
+    Where sums are secure, small counts and values for each patient are judged on totals, before anything is opened.
     noisy: of a charged call. What protects is the noise, so the rules for exact sums are not asked, and their answers,
     which depend on the data, are not told; bounded releases come as integers of the ring and stay as they are.
 
     Returns a reason or None a site, the coded arrays (zeros where a site is held back), and values a release.
     """
     count = len(rows)
+    plain = protection == "plain"
     reasons: list[str | None] = [None] * count
 
     def hold(mask: NDArray[np.bool_], reason: str) -> None:
@@ -290,7 +317,7 @@ def check_release(
             amounts["count"] += flat.shape[1]
             limit = patients.astype(np.float64)
             small = (flat < minimum[:, None]) & (minimum[:, None] > 1) & (declared.zero_is_small | (flat != 0))
-            hold((small | (flat != np.rint(flat))).any(1), SMALL_COUNT)
+            hold(((small & plain) | (flat != np.rint(flat))).any(1), SMALL_COUNT)
         else:
             amounts["reply"] += flat.shape[1]
             limit = declared.limit
@@ -305,10 +332,13 @@ def check_release(
         coded[name] = values
     for kind, amount in amounts.items():
         allowed = np.array([policy.values_per_patient.get(kind, 0.0) for policy in policies])  # type: ignore[call-overload]
-        if amount and not noisy:
+        if amount and plain and not noisy:
             hold(amount > allowed * patients, TOO_MANY_VALUES)
     if effective is not None and not noisy:
-        needed = np.array([max(policy.minimum_patients, 1) for policy in policies])
+        needed = np.array([max(policy.minimum_patients, 1) for policy in policies], dtype=np.float64)
+        if not plain:
+            # A small site hides among the others, but no patient of it may stand out from its own.
+            needed = np.minimum(needed, patients / 2)
         hold(~(np.asarray(effective) >= np.where(minimum > 1, needed, 1) - 1e-9), CONCENTRATED)
     bad = np.array([reason is not None for reason in reasons])
     for name, declared in step.releases.items():

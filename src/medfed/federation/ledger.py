@@ -39,6 +39,12 @@ create table if not exists keep(
 create table if not exists local(site text, call integer, bytes blob, primary key(site, call)) without rowid;
 create table if not exists cohort(site text, patients text, pseudonyms blob, primary key(site, patients)) without rowid;
 create table if not exists opened(site text, question text, model text, primary key(site, question, model)) without rowid;
+create table if not exists opening(
+  id integer primary key, site text, key text, sites text, rows text, version text, roster text, word text,
+  visible text, seen text, passing integer, showing integer, at text);
+create unique index if not exists opening_key on opening(site, key);
+create index if not exists opening_kind on opening(site, sites, rows, visible, seen);
+create table if not exists rowset(site text, patients text, pseudonyms blob, primary key(site, patients)) without rowid;
 """
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from medfed.federation.blobs import BlobFolder
 from medfed.federation.budget import Accountant, Charge, Limits, Spending
 from medfed.federation.call import Answer, Call, Failure, Own
 from medfed.federation.ledger import Durability, Head, heads_of, open_store, row_hash
+from medfed.federation.openings import Openings
 from medfed.federation.step import Step
 from medfed.privacy.accounting import charged_epsilon
 
@@ -35,6 +36,7 @@ class SiteStore:
         )
         self.blobs.drop_all_but({file for (file,) in named})
         self.new_cohort = False
+        self.openings = Openings(self.db)
         self._heads = heads_of(self.db)
         self._heads_at = self.version()
         self._kept: dict[tuple[str, str, str], Mapping[str, Any]] = {}
@@ -170,8 +172,11 @@ class SiteStore:
         limits: Mapping[str, Limits],
         cohorts: Mapping[str, View],
         opened: Mapping[str, tuple[str, str]],
+        alone: Collection[str],
     ) -> set[str] | None:
         """Make answers final in one transaction; returns the sites whose budget could not hold the cost (not sealed).
+
+        alone: the sites whose answers are seen by themselves.
 
         None, and nothing done, where another process has sealed under this key since it was looked up.
 
@@ -230,6 +235,8 @@ class SiteStore:
                     ],
                 )
             self._record(call, sealed, local, names, number, cohorts, new_cohorts, opened)
+            own_rows = {site: cohorts[site].pseudonyms for site in sealed if site in alone}
+            self.openings.record_own(own_rows, at)
             self._prune(call)
             db.execute("commit")
         except sqlite3.Error as problem:
@@ -245,6 +252,7 @@ class SiteStore:
             raise
         self.remember_heads({site: heads[site] for site in sealed}, call.study, charge)
         self._remember(call, step, names, sealed, keep, own, cohorts, opened)
+        self.openings.own_recorded(own_rows)
         return over
 
     def _record(
