@@ -1,6 +1,6 @@
 """What would leave a site if it approved a study: every step, release, size and rule, before anything runs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,9 +100,7 @@ def _step(study: Study, table: StudyTable, policy: Policy, step: Step, protectio
         isinstance(declared, Reply) and declared.site_terms for declared in step.releases.values()
     ):
         held = SITE_TERMS
-    elif plain and (
-        over := [k for k, v in amounts.items() if v > policy.values_per_patient.get(k, 0.0) * view.patients]
-    ):  # type: ignore[call-overload]
+    elif plain and (over := _too_many(amounts, policy, view.patients)):
         held = TOO_MANY.format(kind=over[0])
     else:
         held = judge_rows(table.on("all"), view, study, policy, "plain" if plain else "secure", ())
@@ -119,6 +117,11 @@ def _step(study: Study, table: StudyTable, policy: Policy, step: Step, protectio
         values_per_patient=sum(amounts.values()) / max(view.patients, 1),
         held_back=held,
     )
+
+
+def _too_many(amounts: Mapping[str, int], policy: Policy, patients: int) -> list[str]:
+    """The kinds of which a release has more values for each patient than the policy allows."""
+    return [kind for kind, amount in amounts.items() if amount > policy.values_per_patient.get(kind, 0.0) * patients]  # type: ignore[call-overload]
 
 
 def _kind(declared: Sum | Count | Reply, study: Study) -> tuple[str, int, str]:
