@@ -10,17 +10,22 @@ from secure_faults import Proxy
 from medfed.canonical import pack, unpack
 from medfed.federation.call import Answer
 from medfed.federation.ring import FRACTION_BITS
+from medfed.federation.units import UNITS
 
 # Small words and short numbers stand everywhere by chance: lengths, ordinals, "3.0", "0.5". Attacks look after counts.
 _LEAST = 2**24
 
 
 def sealed_words(path: Path, site: str) -> np.ndarray:
-    """All numbers that a site has sealed, as coded for the ring, that are too large to stand somewhere by chance."""
+    """All numbers of patients' data that a site has sealed, coded for the ring and too large to stand somewhere by chance.
+
+    The words of a count of units are lots, which are small, and random numbers, of which a total may be one.
+    """
     db = sqlite3.connect(path)
     rows = db.execute(
-        "select bytes from ledger where site=? and kind='release' and bytes is not null", (site,)
-    ).fetchall()
+        "select l.bytes from ledger l join call c on c.id=l.call where l.site=? and l.kind='release' and c.step<>?"
+        " and l.bytes is not null", (site, UNITS),
+    ).fetchall()  # fmt: skip
     db.close()
     words = [array.ravel() for (data,) in rows for array in unpack(data).values() if array.dtype == np.int64]
     found = np.unique(np.concatenate(words))

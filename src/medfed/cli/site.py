@@ -16,6 +16,7 @@ from medfed.cli import site_data, site_model, site_network, site_preflight
 from medfed.cli.console import AsJson, Language, out, print_json, say
 from medfed.data.site_folder import SiteFolder, init_site, load_site
 from medfed.data.stored import open_table
+from medfed.engines.site_roster import add_to_roster, fingerprint, protection_for, read_roster
 from medfed.errors import LedgerError, PolicyViolation
 from medfed.evaluation.study_run import StudyRun, step_names, steps_of
 from medfed.federation.approval import MOST_CALLS, approved_names, packages_of
@@ -23,6 +24,7 @@ from medfed.federation.approval import approve as sign_approval
 from medfed.federation.approval import revoke as sign_revocation
 from medfed.federation.keys import SIGNING_KEY, load_signing_key, public_hex, write_signing_key
 from medfed.federation.ledger import heads_of, open_store, rows_of, sign_head, verify_ledger
+from medfed.federation.opening import secure_roster, why_plain
 from medfed.federation.policy import POLICY_TEMPLATE, load_policy
 from medfed.federation.preview import Preview
 from medfed.federation.preview import preview as preview_of
@@ -75,6 +77,7 @@ def init(
             write_atomically(folder / "policy.yaml", POLICY_TEMPLATE.encode())
         keys = folder / "keys"
         key = load_signing_key(keys) if (keys / SIGNING_KEY).exists() else write_signing_key(keys)
+        add_to_roster(folder, name, public_hex(key))
     except (OSError, PolicyViolation):
         made.unlink()  # so that init can be run again
         raise
@@ -90,8 +93,9 @@ def preview(folder: SiteFolderPath, study: Proposed, lang: Language = "en", json
     """Show exactly what would leave the site if it approved this study, and what its policy would hold back."""
     site = load_site(folder)
     loaded = site_network.study_of(site, study)
+    table, policy = open_table(site, loaded), load_policy(site.policy_path)
     found = preview_of(
-        site.name, loaded, open_table(site, loaded), load_policy(site.policy_path), steps_of(loaded),
+        site.name, loaded, table, policy, steps_of(loaded), protection_for(site, loaded),
         charges=charges_of(loaded, StudyRun(loaded)),
     )  # fmt: skip
     if json:
@@ -108,6 +112,11 @@ def show_preview(found: Preview, lang: str) -> None:
     if found.epsilon is not None:
         spends = _("A run spends epsilon {epsilon} at delta {delta}; the site's budget over all studies is {budget}.")
         out.print(spends.format(epsilon=f"{found.epsilon:g}", delta=f"{found.delta:g}", budget=f"{found.budget:g}"))
+    if found.protection == "secure":
+        say(_("Sums are secure: only totals over several sites are seen, and counts are held to {minimum} in total."),
+            minimum=found.minimum_cell)  # fmt: skip
+    else:
+        say(_("Sums are plain: the coordinator sees those of this site."))
     for step in found.steps:
         out.print(f"\n[bold]{step.step}[/bold]", soft_wrap=True)
         out.print(f"  {_(step.meaning)}", markup=False, soft_wrap=True)
@@ -177,16 +186,17 @@ def approve(
     names = step_names(loaded)
     if refused := [name for name in names if not policy.allows_step(name)]:
         raise PolicyViolation(f"the policy of site {site.name!r} does not allow the step {refused[0]}; not approved")
-    packages = packages_of(names)
+    packages, roster = packages_of(names), read_roster(site)
     with _ledger(site) as db:
         head = sign_approval(
             db, site=site.name, study=loaded, steps=names, packages=packages, table_version=table.version,
             until=last.isoformat(), key=key, at=_now(), most_calls=most_calls, officer=officer or os.environ.get("USER", ""),
-            budget=budget,
+            budget=budget, roster=roster,
         )  # fmt: skip
+    among = secure_roster(loaded, roster)
     if json:
         print_json({"site": site.name, "study": loaded.hash, "until": last.isoformat(), "table_version": table.version,
-                    "steps": names, "packages": packages, "ledger_row": head.number})  # fmt: skip
+                    "steps": names, "packages": packages, "ledger_row": head.number, "roster": among})  # fmt: skip
         return
     _ = translator(lang)
     say(_("{site} approves {study} ({hash}) until {until}; row {row} of its ledger."), site=site.name, study=loaded.name,
@@ -194,6 +204,11 @@ def approve(
     for package in packages:
         say("  " + _("Package: {name} {version}, files {hash}"), name=package.name, version=package.version,
             hash=package.sha256[:16])  # fmt: skip
+    if among:
+        say("  " + _("Sums are secure, hidden among {sites}. Fingerprint of their keys, to be compared with the other officers: {fingerprint}"),
+            sites=", ".join(among), fingerprint=fingerprint(among))  # fmt: skip
+    else:
+        say("  " + _("Sums are plain, because {reason}."), reason=_(why_plain(loaded, roster) or ""))
 
 
 def _last_day(until: str) -> date:

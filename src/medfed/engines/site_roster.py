@@ -13,8 +13,11 @@ from pathlib import Path
 from medfed.canonical import digest, write_atomically
 from medfed.data.site_folder import SiteFolder
 from medfed.errors import PolicyViolation, PrivacyError
+from medfed.federation.call import Protection
+from medfed.federation.opening import secure_roster
 from medfed.privacy import SignedRoster, call_roster
 from medfed.privacy.signatures import is_key
+from medfed.study import Study
 
 ROSTER_FILE = "roster.json"
 MOST_SITES = 10_000
@@ -33,6 +36,11 @@ def read_roster(site: SiteFolder) -> dict[str, str]:
     else:
         path = roster_path(site.folder)
     return _read(path) if path is not None else {}
+
+
+def protection_for(site: SiteFolder, study: Study) -> Protection:
+    """How sums of a study are protected at a site that approves it as things stand."""
+    return "secure" if site.name in secure_roster(study, read_roster(site)) else "plain"
 
 
 def keep_network_roster(site: SiteFolder, signed: object, authority: str) -> None:

@@ -120,6 +120,7 @@ def _step(
             noise = release_deviation(step, name, charge, noise_shares(protection, len(study.sites.invited)))
         releases.append(ReleasePreview(name, kind, shape, values, 8 * width * values, limit, noise))
     view = table.on(step.reads[0])
+    plain = protection == "plain" or not step.is_sum
     held = None
     full_name = step_name(step)
     if not policy.allows_step(full_name):
@@ -136,10 +137,10 @@ def _step(
         isinstance(declared, Reply) and declared.site_terms for declared in step.releases.values()
     ):
         held = SITE_TERMS
-    elif over := [k for k, v in amounts.items() if v > policy.values_per_patient.get(k, 0.0) * view.patients]:  # type: ignore[call-overload]
+    elif plain and (over := _too_many(amounts, policy, view.patients)):
         held = TOO_MANY.format(kind=over[0])
     else:
-        held = judge_rows(table.on("all"), view, study, policy, protection, ())
+        held = judge_rows(table.on("all"), view, study, policy, "plain" if plain else "secure", ())
     return StepPreview(
         step=full_name,
         meaning=(step.function.__doc__ or "").strip().split("\n")[0],
@@ -153,6 +154,11 @@ def _step(
         values_per_patient=sum(amounts.values()) / max(view.patients, 1),
         held_back=held,
     )
+
+
+def _too_many(amounts: Mapping[str, int], policy: Policy, patients: int) -> list[str]:
+    """The kinds of which a release has more values for each patient than the policy allows."""
+    return [kind for kind, amount in amounts.items() if amount > policy.values_per_patient.get(kind, 0.0) * patients]  # type: ignore[call-overload]
 
 
 def _kind(declared: Sum | Count | Reply, study: Study) -> tuple[str, int, str]:

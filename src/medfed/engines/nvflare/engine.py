@@ -47,6 +47,7 @@ LONG_POLL = 8.0
 AGAIN_AFTER = 0.25
 FACTS_WAIT = 5.0
 STANDS_STILL_AT_MOST = 600.0
+ROSTER_WAIT = 10.0
 # A site that was left out is asked again with every call, but not waited for.
 GRACE_FOR_THE_AWAY = 2.0
 
@@ -62,6 +63,9 @@ NOT_INVITED = "the site was not invited into this consortium"
 REMOVED = "the site was removed"
 NOT_JOINED = "the site has a kit but has not joined yet"
 NOT_ASKED = "the coordinator could not ask the site"
+NOBODY_TO_ASK = (
+    "no site can be asked whether sums may be secure, so nothing was started; `medfed status` says how they stand"
+)
 STILL_WORKING = "the site was still working when the deadline ({minutes} min) had passed"
 STILL_AWAY = "{why}, and the deadline ({minutes} min) has passed"
 
@@ -113,30 +117,44 @@ class Networked:
     def roster(self) -> dict[str, str]:
         """The sites that all who have approved the study, approved to be summed with, and their keys; asked once.
 
-        FederationError where no site can be asked: nobody then knows how sums are protected.
+        FederationError where no site can be asked within the study's deadline: nobody then knows how sums are protected.
         """
         if self._approved is None:
-            found = dict(zip(self._channels, self._pool.map(self._approved_by, self._channels), strict=True))
-            if self.study.privacy.sums == "strongest" and not any(found.values()):
-                raise FederationError(
-                    "no site can be asked whether sums may be secure, so nothing was started; `medfed status` says how they stand"
-                )
+            found = self._standings() if self.study.privacy.sums == "strongest" else {}
             rosters = [roster for state, roster in found.values() if state == "approved"]
             self._approved = common_roster([*rosters, self.public_keys]) if rosters else {}
         return self._approved
+
+    def _standings(self) -> dict[str, tuple[str, dict[str, str]]]:
+        """Where the sites stand on the study, and the roster that each approved: of all that can be asked before long."""
+        found: dict[str, tuple[str, dict[str, str]]] = {}
+        start = time.monotonic()
+        while len(found) < len(self._channels):
+            waited = time.monotonic() - start
+            if waited > (ROSTER_WAIT if found else self.study.sites.deadline_seconds):
+                break
+            missing = [site for site in self._channels if site not in found]
+            for site, standing in zip(missing, self._pool.map(self._approved_by, missing), strict=True):
+                if standing is not None:
+                    found[site] = standing
+            if len(found) < len(self._channels) and self._closing.wait(AGAIN_AFTER):
+                break
+        if self._channels and not found:
+            raise FederationError(NOBODY_TO_ASK)
+        return found
 
     @property
     def protections(self) -> tuple[Protection, ...]:
         return ("plain", "secure") if secure_roster(self.study, self.roster) else ("plain",)
 
-    def _approved_by(self, site: str) -> tuple[str, dict[str, str]]:
-        """Where a site stands on the study, and the roster that it approved; ("", {}) where it does not answer."""
+    def _approved_by(self, site: str) -> tuple[str, dict[str, str]] | None:
+        """Where a site stands on the study, and the roster that it approved; None where it does not answer."""
         try:
             with line_to(self.network.relay, self._sealer, site, self.members[site].public_key) as line:
                 line.relay = self._channels[site].relay
                 found = line.ask(Message("standing", {"study": self.study.hash}), timeout=FACTS_WAIT).content
         except (Unanswered, KeyError):
-            return "", {}
+            return None
         roster = found.get("roster")
         sound = isinstance(roster, dict) and all(is_site_name(name) and is_hash(key) for name, key in roster.items())
         return str(found.get("state", "")), dict(roster) if isinstance(roster, dict) and sound else {}
