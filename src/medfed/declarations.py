@@ -169,7 +169,7 @@ def _suggestion(error: Any, path: list[str], model: type[BaseModel]) -> str:
         return f"the key {path[-1]!r} is missing; add it"
     if kind == "literal_error":
         expected = error["ctx"]["expected"]
-        close = difflib.get_close_matches(str(found), expected.replace("'", "").split(" or "), 1)
+        close = difflib.get_close_matches(str(found), re.split(", | or ", expected.replace("'", "")), 1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         return f"{found!r} is not possible here; choose {expected}{hint}"
     if kind == "string_pattern_mismatch":

@@ -40,11 +40,20 @@ _CONSTANTS_IN = (
     "evaluation/drift.py",
     "evaluation/monitor.py",
     "evaluation/report_data.py",
-    "federation/door.py",
+    "federation/admission.py",
+    "federation/budget.py",
     "federation/execution.py",
     "federation/federation.py",
     "federation/gate.py",
+    "federation/opening.py",
+    "federation/openings.py",
     "federation/preview.py",
+    "federation/private.py",
+    "federation/secure.py",
+    "federation/secure_site.py",
+    "methods/meta_analysis.py",
+    "methods/private_describe.py",
+    "methods/private_glm.py",
 )
 # Calls whose first argument is a sentence that is translated where it is shown: what a walkthrough tells.
 _TITLED = ("Step", "Said")

@@ -46,6 +46,7 @@ task: {kind: risk_prediction}
 method: {use: "medfed:medfed.methods.newton.Newton"}
 parts: {kind: folds, folds: 3}
 evaluation: {design: cross_validation, compare: [local, federated, pooled]}
+privacy: {sums: plain}
 sites: {invited: [north, south, west], minimum: 2}
 """
 MAPPINGS = {

@@ -8,7 +8,7 @@ import pytest
 COMMANDS = [
     "study new", "study check", "study show", "study hash", "site init", "site check", "site build", "site preview",
     "site approve", "site revoke", "site packages", "site ledger", "site verify", "site apply", "site feedback",
-    "site drift", "site preflight", "run", "resume", "status", "abandon", "demo",
+    "site drift", "site preflight", "privacy plan", "privacy budget", "run", "resume", "status", "abandon", "demo",
 ]  # fmt: skip
 
 

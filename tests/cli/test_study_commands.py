@@ -8,7 +8,7 @@ from consortium_folder import STUDY, done, medfed, refused
 from medfed.study import load_study
 
 
-@pytest.mark.parametrize("kind", ["risk", "treatment"])
+@pytest.mark.parametrize("kind", ["risk", "treatment", "survival"])
 def test_a_new_study_passes_its_check_as_it_is(tmp_path: Path, kind: str) -> None:
     shown = done("study", "new", tmp_path / "Stroke after TAVI", "--kind", kind)
     path = tmp_path / "Stroke after TAVI" / "study.yaml"
@@ -32,8 +32,8 @@ def test_a_new_study_never_overwrites_one(tmp_path: Path) -> None:
 
 
 def test_an_unknown_kind_of_study_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
-    assert "--kind is risk or treatment, not 'survival'" in refused(
-        "study", "new", tmp_path / "x", "--kind", "survival"
+    assert "--kind is risk, treatment or survival, not 'cohort'" in refused(
+        "study", "new", tmp_path / "x", "--kind", "cohort"
     )
     assert not (tmp_path / "x").exists()
 

@@ -1,6 +1,7 @@
 """Runs one study in a process that kills itself (SIGKILL) before a chosen database statement or exchange.
 
-usage: kill_worker.py FOLDER METHOD LATE KILL_AT; METHOD newton | scaffold | study; LATE no | drawn; KILL_AT 0 = never.
+usage: kill_worker.py FOLDER METHOD LATE KILL_AT; METHOD newton | scaffold | study, or one of them after "secure-", whose sums
+are secure; LATE no | drawn; KILL_AT 0 = never.
 The statements of both stores are counted through SQLite's own trace, so a kill falls between any two of them,
 the sealing transaction's included; no product code knows of it.
 """
@@ -20,14 +21,17 @@ from medfed.canonical import pack
 from medfed.engines.what_if import what_if
 from medfed.errors import FederationError
 from medfed.evaluation.study_run import StudyRun
+from medfed.federation.budget import Charge
 from medfed.federation.call import Failure
 from medfed.federation.packages import find_method
 from medfed.federation.policy import Policy
 from medfed.federation.runner import Runner
+from medfed.privacy.accounting import Event
 
 SITES = [f"s{i}" for i in range(6)]
 ROWS = [64, 41, 23, 57, 30, 16]
 COST = 0.25
+CHARGE = Charge(Event(1.0))
 
 
 class Points:
@@ -59,7 +63,7 @@ class LateSites:
 
     def __init__(self, engine, mode: str, points: Points) -> None:
         self.engine, self.mode, self.points = engine, mode, points
-        self.sites, self.protections = engine.sites, engine.protections
+        self.sites, self.protections, self.roster = engine.sites, engine.protections, engine.roster
         self.random = random.Random() if mode == "drawn" else None
 
     def exchange(self, call, own, deadline=None):
@@ -71,26 +75,37 @@ class LateSites:
 
 
 def study_of(method: str):
-    """newton, scaffold; or study: Newton with its cross-validated evaluation, which runs in children."""
+    """newton, scaffold; private: with noise; or study: Newton with its cross-validated evaluation, which runs in children."""
+    secure, _, method = method.rpartition("-")
+    privacy = {"sums": "strongest" if secure else "plain", "minimum_cell": 1 if secure else 10}
     newton = {"use": "medfed:medfed.methods.newton.Newton", "settings": {"tolerance": 1e-9}}
     scaffold = {"rounds": 12, "participation": 0.7, "batch": 8, "rate": 0.2}
     if method == "scaffold":
-        return synthetic_study(SITES, method={"use": "medfed:medfed.methods.scaffold.Scaffold", "settings": scaffold})
+        use = {"use": "medfed:medfed.methods.scaffold.Scaffold", "settings": scaffold}
+        return synthetic_study(SITES, method=use, privacy=privacy)
+    if method == "private":
+        fedavg = {
+            "use": "medfed:medfed.methods.private_fedavg.PrivateFedAvg",
+            "settings": {"rounds": 6, "local_steps": 2},
+        }
+        return synthetic_study(SITES, method=fedavg, privacy={"epsilon": 3.0})
     if method == "study":
         folds = {"kind": "folds", "folds": 2}
-        return synthetic_study(SITES, method=newton, parts=folds, evaluation={"design": "cross_validation"})
-    return synthetic_study(SITES, method=newton)
+        evaluation = {"design": "cross_validation"}
+        return synthetic_study(SITES, method=newton, parts=folds, evaluation=evaluation, privacy=privacy)
+    return synthetic_study(SITES, method=newton, privacy=privacy)
 
 
 def main(folder: Path, method_name: str, late: str, kill_at: int) -> None:
     points = Points(kill_at, folder / "killed_at")
     study = study_of(method_name)
-    method = StudyRun(study) if method_name == "study" else find_method(study)
+    method = StudyRun(study) if method_name.endswith("study") else find_method(study)
     start = datetime(2026, 1, 1, tzinfo=UTC)
     engine, public = what_if(
         folder / "sites", synthetic_tables(study, ROWS), study, [method],
         policy=Policy(values_per_patient=GENEROUS, minimum_cell=1, budget=1e6), keys=fixed_keys(SITES),
-        durability="process", clock=lambda: start, cost=lambda step, call: COST,
+        durability="process", clock=lambda: start, charge=lambda call: call.charge or CHARGE,
+        accountant=lambda events, delta: COST * sum(events.values()), approved_budget=1e6,
     )  # fmt: skip
     points.watch(engine.doors[0].store.db, "seal")
     proxy = LateSites(engine, late, points)

@@ -13,15 +13,18 @@ from consortium import fixed_keys, synthetic_study, synthetic_tables
 from medfed.canonical import pack, unpack
 from medfed.engines.what_if import what_if
 from medfed.errors import FederationError, LedgerError
+from medfed.federation.admission import NOT_APPROVED_STEP, OVER_BUDGET, Access
 from medfed.federation.approval import approve, packages_of
+from medfed.federation.budget import Charge
 from medfed.federation.call import Answer, Call, Failure, Own
-from medfed.federation.door import NOT_APPROVED_STEP, OTHER_QUESTION, OVER_BUDGET, Access, Doors
+from medfed.federation.door import OTHER_QUESTION, Doors
 from medfed.federation.ledger import open_store, verify_ledger
 from medfed.federation.packages import find_method, step_name
 from medfed.federation.policy import Policy
 from medfed.federation.ring import decode, encode
 from medfed.federation.runner import Progress, Runner
 from medfed.methods.standardise import moments
+from medfed.privacy.accounting import Event
 from medfed.study import Study
 
 SITES = ["a", "b"]
@@ -125,8 +128,12 @@ def test_a_run_has_a_plain_name(tmp_path: Path, name: str) -> None:
 def test_two_processes_can_not_spend_a_budget_twice(tmp_path: Path) -> None:
     """The other process spends the last epsilon after this one has looked and before it seals."""
     study, policy = synthetic_study(SITES), Policy(budget=1.0)
-    first = doors_for(tmp_path, study, policy, cost=lambda step, call: 1.0)
-    second = doors_for(tmp_path, study, policy, cost=lambda step, call: 1.0)
+    spend: dict[str, Any] = {
+        "charge": lambda call: Charge(Event(1.0)),
+        "accountant": lambda events, delta: float(sum(events.values())),
+    }
+    first = doors_for(tmp_path, study, policy, **spend)
+    second = doors_for(tmp_path, study, policy, **spend)
     looked: list[Any] = []
     run = second.execution.run
 

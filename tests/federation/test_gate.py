@@ -13,15 +13,9 @@ from medfed_test_plugin import hostile
 from medfed.data.table import StudyTable
 from medfed.engines.what_if import what_if
 from medfed.federation import gate
+from medfed.federation.admission import ENOUGH_CALLS, NOT_APPROVED_STEP, PACKAGE_CHANGED, TOO_MANY_MODELS
 from medfed.federation.call import Answer, Call, Failure, Own
-from medfed.federation.door import (
-    ENOUGH_CALLS,
-    NOT_APPROVED_STEP,
-    OTHER_QUESTION,
-    PACKAGE_CHANGED,
-    TOO_MANY_MODELS,
-    Doors,
-)
+from medfed.federation.door import OTHER_QUESTION, Doors
 from medfed.federation.execution import STEP_RAISED
 from medfed.federation.packages import find_method, step_name
 from medfed.federation.policy import Policy
@@ -355,7 +349,7 @@ def test_a_sum_of_one_site_needs_its_policys_word(tmp_path: Path, study: Study) 
 def test_a_package_whose_files_changed_is_refused(
     tmp_path: Path, study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import medfed.federation.door as door
+    import medfed.federation.admission as door
 
     doors = doors_for(tmp_path, study, [])
     real = door.installed_package

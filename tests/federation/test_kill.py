@@ -39,16 +39,17 @@ def facts(folder: Path) -> dict:
         "select l.site, l.number, l.kind, c.key, l.digest, l.payload, l.charge, l.spent, l.hash"
         " from ledger l left join call c on c.id=l.call order by l.site, l.number"
     ).fetchall()
-    return {"result": (folder / "result").read_bytes(), "ledger": ledger}
+    sets = db.execute("select site, key, sites, rows, passing, showing from opening order by site, key").fetchall()
+    return {"result": (folder / "result").read_bytes(), "ledger": ledger, "opened": sets}
 
 
 def check_charges(folder: Path) -> None:
-    """No key sealed twice, every release charged once, every chain whole."""
+    """No key sealed twice, every release and sealed refusal charged once, every chain whole."""
     db = sqlite3.connect(folder / "sites" / "sites.db")
-    keys = db.execute("select site, call from ledger where kind='release'").fetchall()
+    keys = db.execute("select site, call from ledger where kind in ('release', 'refusal')").fetchall()
     assert len(keys) == len(set(keys))
     for site, spent, count in db.execute(
-        "select site, max(spent), sum(kind='release') from ledger group by site"
+        "select site, max(spent), sum(kind in ('release', 'refusal')) from ledger group by site"
     ).fetchall():
         assert spent == COST * count
         verify_ledger(db, site)
@@ -112,23 +113,79 @@ def kill_run(tmp_path: Path, method: str, late: str, kills: int, seed: int) -> t
         check_charges(folder)
         if late == "no":
             assert facts(folder) == wanted
-        if method == "scaffold":
+        if method.endswith("scaffold"):
             check_control(folder)
         shutil.rmtree(folder, ignore_errors=True)  # SQLite may drop its own files meanwhile
     return done, where
 
 
-@pytest.mark.parametrize("method", ["newton", "scaffold", "study"])
+@pytest.mark.parametrize("method", ["newton", "scaffold", "study", "secure-newton", "secure-scaffold"])
 def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path: Path, method: str) -> None:
     done, _ = kill_run(tmp_path, method, "no", 6, seed=1)
     assert done >= 6
 
 
+def sealed_bytes(folder: Path) -> dict:
+    """(site, key) -> hash of the bytes sealed under it, and what they were charged."""
+    path = folder / "sites" / "sites.db"
+    if (
+        not path.exists()
+        or not sqlite3.connect(path).execute("select 1 from sqlite_master where name='opened'").fetchone()
+    ):
+        return {}
+    rows = sqlite3.connect(path).execute(
+        "select l.site, c.key, l.payload, l.event from ledger l join call c on c.id=l.call"
+    )
+    return {(site, key): (payload, event) for site, key, payload, event in rows}
+
+
+def kill_private_run(folder: Path, late: str, kills: int, seed: int) -> int:
+    """Noise differs from run to run, so what must hold is: sealed once, never drawn again, charged as planned."""
+    rng, done, seen = random.Random(seed), 0, {}
+    code = -1
+    while done < kills and code != 0:
+        code = start(folder, "private", late, rng.randint(1, 60))
+        done += code != 0
+        now = sealed_bytes(folder)
+        assert {key: now[key] for key in seen} == seen, "what was sealed stays as it is"
+        seen = now
+    if code != 0:
+        assert start(folder, "private", late, 0) == 0
+    db = sqlite3.connect(folder / "sites" / "sites.db")
+    assert {key: sealed_bytes(folder)[key] for key in seen} == seen
+    rows = db.execute("select site, call from ledger where event is not null").fetchall()
+    assert len(rows) == len(set(rows)) == 7 * 6, "six sites: a count and six rounds, each once"
+    for site, events in db.execute(
+        "select site, count(distinct event) from ledger where event is not null group by site"
+    ):
+        assert events == 2
+        verify_ledger(db, site)
+    return done
+
+
+@pytest.mark.parametrize("late", ["no", "drawn"])
+def test_a_killed_private_run_draws_and_charges_nothing_twice(tmp_path: Path, late: str) -> None:
+    assert kill_private_run(tmp_path / "run", late, 6, seed=3) >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("late", ["no", "drawn"])
+def test_fifty_kills_of_private_runs(tmp_path: Path, late: str) -> None:
+    killed, run = 0, 0
+    while killed < 50:
+        killed += kill_private_run(tmp_path / str(run), late, 8, seed=100 + run)
+        run += 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("method", "late"), [(m, late) for m in ("newton", "scaffold") for late in ("no", "drawn")] + [("study", "no")]
+    ("method", "late"),
+    [(m, late) for m in ("newton", "scaffold") for late in ("no", "drawn")]
+    + [("study", "no"), ("secure-newton", "no"), ("secure-scaffold", "no"), ("secure-study", "no")],
 )
 def test_fifty_kills(tmp_path: Path, method: str, late: str) -> None:
     done, where = kill_run(tmp_path, method, late, 50, seed=11)
     assert done >= 50
     assert sum(count for name, count in where.items() if name.startswith("seal: ")) >= 25, "most fall inside the seal"
+    if method.startswith("secure"):
+        assert any("opening" in name for name in where), "some fall between the set's record and the shares"

@@ -28,8 +28,11 @@ WITH_PLUGIN = Policy.model_validate(
 )
 
 
+PLAIN = {"sums": "plain", "minimum_cell": 10}
+
+
 def study_with(**changes: Any) -> Study:
-    return synthetic_study(SITES, **changes)
+    return synthetic_study(SITES, **{"privacy": PLAIN, **changes})
 
 
 def engine_for(folder: Path, study: Study, methods: list[Any], **options: Any) -> tuple[Embedded, dict[str, str]]:

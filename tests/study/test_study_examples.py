@@ -29,7 +29,10 @@ def test_the_treatment_is_a_feature_and_its_reference_is_left_out() -> None:
     assert study.design.names == ("intercept", "arm=indomethacin", "age", "risk")
     arm = study.design.columns[1]
     assert (arm.variable, arm.kind, arm.level, arm.low, arm.high) == ("arm", "indicator", "indomethacin", 0.0, 1.0)
-    assert study.sizes == {"p": 4, "arms": 2, "outcomes": 2, "folds": (1,), "bins": (64,)}
+    assert study.sizes == {
+        "p": 4, "terms": (4,), "numbers": 2, "levels": 6, "cells": (2048,), "groups": 2, "arms": 2, "outcomes": 2,
+        "folds": (1,), "bins": (64,), "described_codes": 4, "described_numbers": 2,
+    }  # fmt: skip
     assert (study.sites_at_most, study.rows_at_most) == (4, 100_000)
     assert study.test_models == 1
 

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from medfed.cli.console import AsJson, Language, err, out, print_json
 from medfed.cli.run import LiveView
+from medfed.evaluation.report_data import SITES_SUBTRACT
 from medfed.language import number, percent, translator
 
 if TYPE_CHECKING:
@@ -75,12 +76,15 @@ def _show(found: "Walkthrough", lang: str) -> None:
     out.print(_("Counted: {sites}").format(sites=", ".join(names[site] for site in figures["sites"])))
     for site, reason in figures["held_back"].items():
         out.print("  " + _("Held back: {site} – {reason}").format(site=names[site], reason=_(reason)), soft_wrap=True)
+    if found.effect.report["effect"]["by_site_reason"]:
+        out.print(_("Figures of single hospitals are not shown beside the total of {count}: {reason}").format(
+            count=len(figures["sites"]), reason=_(found.effect.report["effect"]["by_site_reason"])), soft_wrap=True)  # fmt: skip
     out.print(_("Largest difference from the pooled regression (statsmodels): {value}").format(
         value=f"{figures['difference_from_pooled']:.1e}"))  # fmt: skip
     _show_prediction(found, lang)
     feedback = found.fed_back
     out.print()
-    out.print(f"[bold]{_('The model at a hospital that could not contribute')}[/bold] · {names['kentucky']}")
+    out.print(f"[bold]{_('The model back at a hospital whose patients helped to fit it')}[/bold] · {names['kentucky']}")
     out.print("  " + _("{count} patients predicted; {joined} outcomes fed back; observed {observed:.0f}, expected {expected:.1f}").format(
         count=found.applied.predicted, joined=feedback.joined, observed=feedback.observed, expected=feedback.expected))  # fmt: skip
     out.print("  " + feedback.risk.text(_), soft_wrap=True)
@@ -121,6 +125,10 @@ def _show_prediction(found: "Walkthrough", lang: str) -> None:
                 row["pooled"],
             )
     out.print(table)
+    if not any(method["joining"] for method in found.risk.report["prediction"]["methods"]):
+        out.print(_("Whether joining helps one hospital is not shown beside the total of {count}: {reason}").format(
+            count=sum(site["counted"] for site in found.risk.report["sites"]), reason=_(SITES_SUBTRACT)), soft_wrap=True)  # fmt: skip
+        return
     verdicts = {row["verdict"] for method in found.risk.report["prediction"]["methods"] for row in method["joining"]}
     if verdicts <= {"no clear gain", "not shown"}:
         out.print(_("Joining shows no clear gain for any hospital: age and the risk score rank patients little better than chance."),

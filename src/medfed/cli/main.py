@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from medfed import __version__
-from medfed.cli import consortium, demo, demo_network, run, site, status, study
+from medfed.cli import consortium, demo, demo_network, privacy, run, site, stats, status, study
 from medfed.cli.console import guarded, out
 
 app = typer.Typer(
@@ -20,12 +20,14 @@ app = typer.Typer(
 )
 app.add_typer(study.app, name="study")
 app.add_typer(site.app, name="site")
+app.add_typer(privacy.app, name="privacy")
 app.add_typer(consortium.app, name="consortium")
 app.add_typer(consortium.coordinator_app, name="coordinator")
 app.command("run")(run.run)
 app.command("resume")(run.resume)
 app.command("status")(status.status)
 app.command("abandon")(run.abandon)
+app.command("stats")(stats.stats)
 app.command("demo")(demo.demo)
 app.command("demo-network")(demo_network.demo_network)
 

@@ -5,7 +5,6 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, date, datetime, timedelta
-from json import loads as json_of
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,16 +16,19 @@ from medfed.cli import site_data, site_model, site_network, site_preflight
 from medfed.cli.console import AsJson, Language, out, print_json, say
 from medfed.data.site_folder import SiteFolder, init_site, load_site
 from medfed.data.stored import open_table
+from medfed.engines.site_roster import add_to_roster, fingerprint, protection_for, read_roster
 from medfed.errors import LedgerError, PolicyViolation
-from medfed.evaluation.study_run import step_names, steps_of
-from medfed.federation.approval import MOST_CALLS, packages_of
+from medfed.evaluation.study_run import StudyRun, step_names, steps_of
+from medfed.federation.approval import MOST_CALLS, approved_names, packages_of
 from medfed.federation.approval import approve as sign_approval
 from medfed.federation.approval import revoke as sign_revocation
 from medfed.federation.keys import SIGNING_KEY, load_signing_key, public_hex, write_signing_key
 from medfed.federation.ledger import heads_of, open_store, rows_of, sign_head, verify_ledger
+from medfed.federation.opening import secure_roster, why_plain
 from medfed.federation.policy import POLICY_TEMPLATE, load_policy
 from medfed.federation.preview import Preview
 from medfed.federation.preview import preview as preview_of
+from medfed.federation.private import charges_of
 from medfed.federation.store import RunnerStore
 from medfed.language import translator
 from medfed.study import load_study
@@ -75,6 +77,7 @@ def init(
             write_atomically(folder / "policy.yaml", POLICY_TEMPLATE.encode())
         keys = folder / "keys"
         key = load_signing_key(keys) if (keys / SIGNING_KEY).exists() else write_signing_key(keys)
+        add_to_roster(folder, name, public_hex(key))
     except (OSError, PolicyViolation):
         made.unlink()  # so that init can be run again
         raise
@@ -90,7 +93,11 @@ def preview(folder: SiteFolderPath, study: Proposed, lang: Language = "en", json
     """Show exactly what would leave the site if it approved this study, and what its policy would hold back."""
     site = load_site(folder)
     loaded = site_network.study_of(site, study)
-    found = preview_of(site.name, loaded, open_table(site, loaded), load_policy(site.policy_path), steps_of(loaded))
+    table, policy = open_table(site, loaded), load_policy(site.policy_path)
+    found = preview_of(
+        site.name, loaded, table, policy, steps_of(loaded), protection_for(site, loaded),
+        charges=charges_of(loaded, StudyRun(loaded)),
+    )  # fmt: skip
     if json:
         print_json(found)
     else:
@@ -102,6 +109,14 @@ def show_preview(found: Preview, lang: str) -> None:
     out.print(f"[bold]{found.study}[/bold] · {found.site} · {found.patients} {_('patients')}")
     out.print(f"{_('Hash')}: {found.hash}", soft_wrap=True)
     out.print(f"{_('Table version')}: {found.table_version}", soft_wrap=True)
+    if found.epsilon is not None:
+        spends = _("A run spends epsilon {epsilon} at delta {delta}; the site's budget over all studies is {budget}.")
+        out.print(spends.format(epsilon=f"{found.epsilon:g}", delta=f"{found.delta:g}", budget=f"{found.budget:g}"))
+    if found.protection == "secure":
+        say(_("Sums are secure: only totals over several sites are seen, and counts are held to {minimum} in total."),
+            minimum=found.minimum_cell)  # fmt: skip
+    else:
+        say(_("Sums are plain: the coordinator sees those of this site."))
     for step in found.steps:
         out.print(f"\n[bold]{step.step}[/bold]", soft_wrap=True)
         out.print(f"  {_(step.meaning)}", markup=False, soft_wrap=True)
@@ -110,11 +125,15 @@ def show_preview(found: Preview, lang: str) -> None:
         if step.keeps:
             out.print(f"  {_('Keeps at the site')}: {', '.join(step.keeps)}")
         table = Table(show_edge=False, pad_edge=False)
-        for heading in (_("Leaves the site"), _("Kind"), _("Shape"), _("Values"), _("Bytes"), _("Largest")):
+        headings = [_("Leaves the site"), _("Kind"), _("Shape"), _("Values"), _("Bytes"), _("Largest")]
+        for heading in headings + ([_("Noise (SD)")] if found.epsilon is not None else []):
             table.add_column(heading)
         for release in step.releases:
             shape = " x ".join(map(str, release.shape)) or "1"
-            table.add_row(release.name, release.kind, shape, str(release.values), str(release.bytes), release.limit)
+            noise = [] if found.epsilon is None else ["–" if release.noise is None else f"{release.noise:.4g}"]
+            table.add_row(
+                release.name, release.kind, shape, str(release.values), str(release.bytes), release.limit, *noise
+            )
         out.print(table)
         out.print(f"  {_('Values for each patient')}: {step.values_per_patient:.3f}")
         if step.held_back:
@@ -134,6 +153,12 @@ def approve(
         int, typer.Option(min=1, help="How many calls the site answers in all, over all runs.")
     ] = MOST_CALLS,
     officer: Annotated[str, typer.Option(help="Who approves, for the record.")] = "",
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, help="Epsilon that this study may spend here over all its runs. Default: its own epsilon."
+        ),
+    ] = None,
     lang: Language = "en",
     json: AsJson = False,
 ) -> None:
@@ -157,18 +182,21 @@ def approve(
     last = _last_day(until)
     key = load_signing_key(site.keys)
     policy = load_policy(site.policy_path)
+    charges_of(loaded, StudyRun(loaded))  # what can't be given noise under the study's epsilon is told now
     names = step_names(loaded)
     if refused := [name for name in names if not policy.allows_step(name)]:
         raise PolicyViolation(f"the policy of site {site.name!r} does not allow the step {refused[0]}; not approved")
-    packages = packages_of(names)
+    packages, roster = packages_of(names), read_roster(site)
     with _ledger(site) as db:
         head = sign_approval(
             db, site=site.name, study=loaded, steps=names, packages=packages, table_version=table.version,
             until=last.isoformat(), key=key, at=_now(), most_calls=most_calls, officer=officer or os.environ.get("USER", ""),
+            budget=budget, roster=roster,
         )  # fmt: skip
+    among = secure_roster(loaded, roster)
     if json:
         print_json({"site": site.name, "study": loaded.hash, "until": last.isoformat(), "table_version": table.version,
-                    "steps": names, "packages": packages, "ledger_row": head.number})  # fmt: skip
+                    "steps": names, "packages": packages, "ledger_row": head.number, "roster": among})  # fmt: skip
         return
     _ = translator(lang)
     say(_("{site} approves {study} ({hash}) until {until}; row {row} of its ledger."), site=site.name, study=loaded.name,
@@ -176,6 +204,11 @@ def approve(
     for package in packages:
         say("  " + _("Package: {name} {version}, files {hash}"), name=package.name, version=package.version,
             hash=package.sha256[:16])  # fmt: skip
+    if among:
+        say("  " + _("Sums are secure, hidden among {sites}. Fingerprint of their keys, to be compared with the other officers: {fingerprint}"),
+            sites=", ".join(among), fingerprint=fingerprint(among))  # fmt: skip
+    else:
+        say("  " + _("Sums are plain, because {reason}."), reason=_(why_plain(loaded, roster) or ""))
 
 
 def _last_day(until: str) -> date:
@@ -205,7 +238,7 @@ def revoke(
         raise PolicyViolation(f"site {site.name!r} has approved nothing yet, so nothing can be withdrawn")
     wanted = load_study(study).hash if Path(study).exists() else study
     with _ledger(site) as db:
-        approved = _approved(db, site.name)
+        approved = approved_names(db, site.name, standing=True)
         found = [study_hash for study_hash in approved if study_hash.startswith(wanted) and len(wanted) >= 8]
         found = found or [study_hash for study_hash, name in approved.items() if name == wanted]
         # From another version of the file nothing would be withdrawn, and the officer would think it was.
@@ -226,17 +259,6 @@ def revoke(
     _ = translator(lang)
     say(_("{site} has withdrawn its approval of {study}; row {row} of its ledger."), site=site.name,
         study=approved[found[0]], row=head.number)  # fmt: skip
-
-
-def _approved(db: sqlite3.Connection, site: str) -> dict[str, str]:
-    """Hash and name of every study whose approval was not withdrawn."""
-    found: dict[str, str] = {}
-    for row in rows_of(db, site):
-        if row["kind"] == "approval":
-            found[row["subject"]] = json_of(json_of(row["bytes"])["message"].partition("\n")[2])["name"]
-        elif row["kind"] == "revocation":
-            found.pop(row["subject"], None)
-    return found
 
 
 @app.command()

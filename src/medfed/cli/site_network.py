@@ -15,11 +15,13 @@ from medfed.cli.network import need_network, run_in_foreground, start_in_backgro
 from medfed.cli.run import clock_time
 from medfed.data.site_folder import SiteFolder, load_site
 from medfed.data.stored import open_table
+from medfed.engines.site_roster import protection_for
 from medfed.errors import FederationError, MedfedError, PolicyViolation
-from medfed.evaluation.study_run import step_names, steps_of
+from medfed.evaluation.study_run import StudyRun, step_names, steps_of
 from medfed.federation.approval import packages_of
 from medfed.federation.policy import load_policy
 from medfed.federation.preview import preview as preview_of
+from medfed.federation.private import charges_of
 from medfed.language import Translate, meaning_of, translator
 from medfed.study import Study
 
@@ -232,7 +234,10 @@ def _show_proposal(box: Any, name: str, lang: str, json: bool) -> None:
     changed = differences(earlier.study, study) if earlier else []
     try:
         table = open_table(box.site, study)
-        found = preview_of(box.site.name, study, table, load_policy(box.site.policy_path), steps_of(study))
+        policy, protection = load_policy(box.site.policy_path), protection_for(box.site, study)
+        found = preview_of(
+            box.site.name, study, table, policy, steps_of(study), protection, charges=charges_of(study, StudyRun(study))
+        )
         not_built = ""
     except MedfedError as problem:
         found, not_built = None, str(problem)

@@ -14,8 +14,9 @@ from rich.table import Table
 from medfed.canonical import write_atomically
 from medfed.cli.console import AsJson, Language, out, print_json
 from medfed.errors import StudyError
-from medfed.evaluation.study_run import step_names
+from medfed.evaluation.study_run import StudyRun, step_names
 from medfed.federation.packages import find_method
+from medfed.federation.private import charges_of
 from medfed.language import translator
 from medfed.study import Study, Variable, load_study, placed
 
@@ -39,7 +40,7 @@ variables:
   outcome:
     meaning: {{en: "What is to be predicted", zh: "待预测的结局"}}
     type: code                 # number | code | date | text
-    role: outcome              # outcome | arm | covariate | part | cohort
+    role: outcome              # outcome | arm | time | covariate | part | cohort
     codes: {{"no": {{en: "No", zh: 否}}, "yes": {{en: "Yes", zh: 是}}}}
     event: "yes"
 {arm}  age:
@@ -82,19 +83,33 @@ _KINDS = {
             "    codes: {control: {en: Control, zh: 对照}, treated: {en: Treated, zh: 治疗}}\n    reference: control\n"
         ),
     },
+    "survival": {
+        "kind": "survival",
+        "method": "medfed:medfed.methods.cox.Cox",
+        "parts": "{kind: all}",
+        "evaluation": "{design: none}",
+        "arm": (
+            '  time:\n    meaning: {en: "Time to the outcome or to the end of follow-up", zh: "至结局或随访结束的时间"}\n'
+            "    type: number\n    role: time\n    unit: month\n    range: [0, 240]            # a time outside it is refused\n"
+            "    interval: 1                # the grid's intervals, which are merged so that no small count is seen\n"
+            "    horizon: 60                # follow-up ends here: who is followed longer is censored\n"
+        ),
+    },
 }
 
 
 @app.command()
 def new(
     folder: Annotated[Path, typer.Argument(help="Folder to write study.yaml into.")],
-    kind: Annotated[str, typer.Option(help="risk: predict an outcome; treatment: compare two arms.")] = "risk",
+    kind: Annotated[
+        str, typer.Option(help="risk: predict an outcome; treatment: compare two arms; survival: time to it.")
+    ] = "risk",
     json: AsJson = False,
 ) -> None:
     """Write a commented study file to start from. It passes `medfed study check` as it is."""
     path = folder / "study.yaml"
     if kind not in _KINDS:
-        raise StudyError(f"--kind is {' or '.join(_KINDS)}, not {kind!r}")
+        raise StudyError(f"--kind is {', '.join(list(_KINDS)[:-1])} or {list(_KINDS)[-1]}, not {kind!r}")
     if path.exists():
         raise StudyError(f"{path} exists already; nothing was changed. Choose another folder")
     name = re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-")[:50] or "my-study"
@@ -122,13 +137,21 @@ def check(study: StudyFile, json: AsJson = False) -> None:
 
 def _method_problems(path: Path, study: Study) -> Iterator[str]:
     """What is wrong with the method and its variants as they are installed here, each with its line."""
+    found = False
     for variant in (None, *study.variants):
         try:
             find_method(study, variant)
         except StudyError as problem:
             declared = study.method if variant is None else study.variants[variant]
             told = str(problem).removeprefix(f"study {study.name!r}, ")
+            found = True
             yield placed(path, told + (_other_method(declared.use) if " does not exist " in told else ""))
+    if found:
+        return
+    try:
+        charges_of(study, StudyRun(study))
+    except StudyError as problem:
+        yield placed(path, str(problem))
 
 
 def _other_method(use: str) -> str:
@@ -175,7 +198,8 @@ def show(study: StudyFile, lang: Language = "en", json: AsJson = False) -> None:
 def _values(variable: Variable, lang: str) -> str:
     """Unit and range, or the codes with their texts where these say more, and which is the event or the reference."""
     if variable.type == "number" and variable.range:
-        return f"{variable.unit}, {variable.range[0]:g} – {variable.range[1]:g}"
+        grid = f"; interval: {variable.interval:g}; horizon: {variable.last_time:g}" if variable.interval else ""
+        return f"{variable.unit}, {variable.range[0]:g} – {variable.range[1]:g}{grid}"
     texts = {code: Study.text(text, lang) for code, text in (variable.codes or {}).items()}
     shown = ", ".join(code if text.lower() == code.lower() else f"{code} ({text})" for code, text in texts.items())
     named = [f"; {key}: {code}" for key, code in (("event", variable.event), ("reference", variable.reference)) if code]
@@ -195,7 +219,8 @@ def _declared(study: Study) -> Iterator[tuple[str, str]]:
     yield "task", f"{study.task.kind}, coding {study.task.coding}"
     given = study.parts.model_dump(exclude={"kind"}, exclude_none=True, exclude_defaults=True)
     yield "parts", ", ".join([study.parts.kind, *(f"{key} {value}" for key, value in given.items())])
-    yield "privacy", f"sums {study.privacy.sums}"
+    spends = f", epsilon {study.privacy.epsilon:g}, delta {study.privacy.delta:g}" if study.privacy.epsilon else ""
+    yield "privacy", f"sums {study.privacy.sums}{spends}"
     judged = study.evaluation
     if judged.design == "none":
         yield "evaluation", "none"

@@ -58,6 +58,7 @@ def _build(site: SiteFolder, study: Study) -> tuple[StudyTable, Quality]:
     with mapped_rows(site, source.table, variables) as rows:
         judged, reasons = with_reasons(site, study, within_range(rows, variables), variables)
         counts = counts_of(judged, reasons, variables)
+        _refuse_times_outside(site, study, counts)
         _refuse_none_left(site, study, counts)
         patients, columns = columns_of(judged.filter(judged[REASON].isnull()), variables)
     pseudonyms = np.array([pseudonym(site.name, str(patient), key) for patient in patients], dtype=np.uint64)
@@ -101,6 +102,18 @@ def _refuse_none_left(site: SiteFolder, study: Study, counts: Counts) -> None:
     )
 
 
+def _refuse_times_outside(site: SiteFolder, study: Study, counts: Counts) -> None:
+    """A time outside its range would be dropped like any other value, and with it those who lived longest."""
+    outside = counts.out_of_range.get(study.time or "", 0)
+    if outside:
+        low, high = study.variables[study.time or ""].range or (0.0, 0.0)
+        raise MappingError(
+            f"site {site.name!r}, variable {study.time!r}: {outside} of {counts.considered} times are negative or off the "
+            f"grid, which the study declares from {low:g} to {high:g} {study.variables[study.time or ''].unit}; correct "
+            f"the export or {site.where('variables', study.time or '')}, or have the study's range widened"
+        )
+
+
 def _duplicates(counts: Counts) -> int:
     return counts.dropped.get(ANOTHER_ROW, 0)
 
@@ -124,7 +137,10 @@ def _warnings(study: Study, kept: Mapping[str, NDArray[Any]]) -> list[str]:
     for name, column in kept.items():
         known = column[~is_missing(column)]
         if name == study.outcome and study.variables[name].type == "code" and len(np.unique(known)) < 2:
-            found.append(f"every patient has the same outcome ({name}); the site can't take part in most methods")
+            if study.time:
+                found.append(f"every patient has the same outcome ({name}); a stratified Cox model learns nothing here")
+            else:
+                found.append(f"every patient has the same outcome ({name}); the site can't take part in most methods")
         elif len(known) == 0:
             found.append(f"{name} is missing for every patient; check its mapping")
         elif len(np.unique(known)) < 2:

@@ -37,7 +37,9 @@ class ParquetColumns:
         self._path = path
         self._file = path.open("rb")
         self._stamp = self._seen()
-        self._parquet = pa_parquet.ParquetFile(self._file)
+        # Opened by the same descriptor, so that it is the file whose stamp is watched. Read ahead, a file that is larger
+        # than memory would be held in memory; a file object of Python's own would be read through its lock.
+        self._parquet = pa_parquet.ParquetFile(pa.OSFile(f"/dev/fd/{self._file.fileno()}"), pre_buffer=False)
         self._whole: dict[str, NDArray[Any]] = {}
 
     def _seen(self) -> tuple[int, int]:
@@ -72,14 +74,15 @@ class ParquetColumns:
     def pieces(self, names: Sequence[str], size: int = PIECE) -> Iterator[dict[str, NDArray[Any]]]:
         """The columns in consecutive pieces of ``size`` rows, the last one shorter."""
         self._unchanged()
-        for batch in self._parquet.iter_batches(batch_size=size, columns=[f"v_{name}" for name in names]):
+        wanted = [f"v_{name}" for name in names]
+        for batch in self._parquet.iter_batches(batch_size=size, columns=wanted, use_threads=False):
             yield {name: _array(batch.column(f"v_{name}"), self._dtype(name)) for name in names}
 
 
 def _array(column: Any, dtype: Any) -> NDArray[Any]:
     if dtype is np.str_:
         return np.array(column.to_pylist(), dtype=np.str_)
-    return np.array(column.to_numpy(zero_copy_only=False), dtype=dtype)
+    return np.asarray(column.to_numpy(zero_copy_only=False), dtype=dtype)  # not copied where Arrow holds it like this
 
 
 def open_table(site: SiteFolder | Path | str, study: Study) -> StudyTable:
@@ -144,7 +147,9 @@ def _write_files(folder: Path, study: Study, table: StudyTable, quality: Quality
         "part": pa.array(table.part_index, pa.int64()),
         **{f"v_{name}": pa.array(table.columns[name]) for name in study.variables},
     }
-    pa_parquet.write_table(pa.table(stored), folder / _TABLE, row_group_size=PIECE)
+    # A dictionary of measurements is longer than they are, and slower to read.
+    repeated = [f"v_{name}" for name, variable in study.variables.items() if variable.type != "number"]
+    pa_parquet.write_table(pa.table(stored), folder / _TABLE, row_group_size=PIECE, use_dictionary=repeated)
     content = {"version": table.version, "lineage": table.lineage, "quality": quality.to_dict()}
     described = json.dumps(content, ensure_ascii=False, indent=1)
     (folder / _DESCRIPTION).write_text(described, encoding="utf-8")

@@ -7,17 +7,20 @@ Columns lie in memory, or in the Parquet file that a site has built (``stored``)
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medfed.data.follow_up import cut_times, events_in_time, refuse_times_off_grid
 from medfed.data.parts import PARTS, assign_parts, keyed_order
 from medfed.errors import MappingError
 from medfed.study import Column, Study
 
 ARRAYS_AT_MOST = 2 * 2**30
 PIECE = 65_536
+HASHED_AT_ONCE = 4
 
 Stored = Callable[[str], NDArray[Any]]
 
@@ -51,7 +54,7 @@ class MemoryColumns(dict[str, NDArray[Any]]):
 class View:
     """The rows of one part. Arrays are read-only, contiguous and cached."""
 
-    __slots__ = ("_cache", "_rows", "_table", "part", "patients", "pseudonyms", "row_pseudonyms", "rows")
+    __slots__ = ("__weakref__", "_cache", "_pseudonyms", "_rows", "_table", "part", "row_pseudonyms", "rows")
 
     def __init__(self, table: "StudyTable", part: str, rows: NDArray[np.intp] | None) -> None:
         self._table = table
@@ -59,15 +62,28 @@ class View:
         self._cache: dict[str, NDArray[Any]] = {}
         self.part = part
         self.rows = table.rows if rows is None else len(rows)
-        self.row_pseudonyms = table.row_pseudonyms if rows is None else table.row_pseudonyms[rows]
+        self.row_pseudonyms = table.row_pseudonyms if rows is None else table.row_pseudonyms[_places(rows)]
         self.row_pseudonyms.setflags(write=False)
-        self.pseudonyms = np.unique(self.row_pseudonyms)
-        self.pseudonyms.setflags(write=False)
-        self.patients = len(self.pseudonyms)
+        self._pseudonyms: NDArray[np.uint64] | None = None
+
+    @property
+    def pseudonyms(self) -> NDArray[np.uint64]:
+        """Pseudonyms of the patients, sorted, each once."""
+        if self._pseudonyms is None:
+            ordered = np.sort(self.row_pseudonyms)  # NumPy's unique hashes, which takes ten times as long
+            self._pseudonyms = ordered[np.append(True, ordered[1:] != ordered[:-1])] if len(ordered) else ordered
+            self._pseudonyms.setflags(write=False)
+        return self._pseudonyms
+
+    @property
+    def patients(self) -> int:
+        """How many patients the rows are of."""
+        return len(self.pseudonyms)
 
     def arrays(self, *names: str) -> tuple[NDArray[Any], ...]:
         """ "features" (n, p) in the study's units, intercept 1, indicators 0/1, missing numbers NaN; "outcome" (n,)
-        float, an event is 1; "arm" (n,) level index, the reference 0; "fold" (n,); or any variable by name.
+        float, an event is 1; "arm" (n,) level index, the reference 0; "fold" (n,); or any variable by name. In a
+        survival study "time" (n,) in its unit, cut at the horizon, and "event" (n,) 1 where the event came by then.
 
         MappingError where one would take more than ``ARRAYS_AT_MOST`` bytes: use ``batches``.
         """
@@ -92,6 +108,11 @@ class View:
             self._cache[name] = array
         return self._cache[name]
 
+    def between(self, first: int, last: int) -> "View":
+        """Rows ``first`` to ``last`` - 1 of this part. Rows are shuffled once, so they are a random share of it."""
+        rows = np.arange(first, min(last, self.rows)) if self._rows is None else self._rows[first:last]
+        return View(self._table, self.part, rows)
+
     def batches(self, names: Sequence[str], size: int = PIECE) -> Iterator[tuple[NDArray[Any], ...]]:
         """The same columns in pieces of ``size`` rows (the last one shorter), in the table's order, at any table size.
 
@@ -110,8 +131,8 @@ class View:
             stop = held - held % size
             for start in range(0, stop, size):
                 yield _batch(study, names, joined, slice(start, start + size))
-            waiting = [{name: column[stop:] for name, column in joined.items()}]
             held -= stop
+            waiting = [{name: column[stop:] for name, column in joined.items()}] if held else []
         if held:
             yield _batch(study, names, _joined(waiting), slice(0, held))
 
@@ -121,14 +142,23 @@ class View:
         variables = [name for name in needed if name != "fold"]
         read = table.columns.pieces(variables, size) if variables else ({} for _ in range(0, table.rows, size))
         for piece in read:
+            if self._rows is not None and (not len(self._rows) or start > self._rows[-1]):
+                return
             stop = start + len(piece[variables[0]]) if variables else min(start + size, table.rows)
             piece["fold"] = table.part_index[start:stop]
             if self._rows is not None:
                 first, last = np.searchsorted(self._rows, [start, stop])
-                here = self._rows[first:last] - start
+                here = _places(self._rows[first:last] - start)
                 piece = {name: column[here] for name, column in piece.items()}
             start = stop
             yield piece
+
+
+def _places(rows: NDArray[np.intp]) -> NDArray[np.intp] | slice:
+    """Ascending row numbers as an index; those without a gap as a slice, which copies nothing."""
+    if len(rows) and int(rows[-1]) - int(rows[0]) == len(rows) - 1:
+        return slice(int(rows[0]), int(rows[-1]) + 1)
+    return rows
 
 
 def _joined(pieces: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
@@ -185,7 +215,7 @@ class StudyTable:
 
         pseudonyms: (n,), one a patient; row numbers where none are given. parts: (n,) fold or part index, instead of
         the study's own assignment. MappingError where a column is absent, has another length or a code that the study
-        doesn't have, or a value is missing though the variable's rule is `missing: drop`.
+        doesn't have, a value is missing though the variable's rule is `missing: drop`, or a time lies outside its range.
         """
         coded = {name: _coded(study, name, columns) for name in study.variables}
         rows = len(next(iter(coded.values())))
@@ -259,9 +289,11 @@ def content_version(study: Study, columns: Columns, row_pseudonyms: NDArray[np.u
     """SHA-256 of what the study says of its table, of every value in the table's order, and of the parts."""
     names = sorted(study.variables)
     states = {name: hashlib.sha256() for name in names}
-    for piece in columns.pieces(names, PIECE):
-        for name in names:
-            states[name].update(_canonical_bytes(piece[name]))
+    with ThreadPoolExecutor(HASHED_AT_ONCE) as pool:
+        hashed: list[Future[None]] = []
+        for piece in columns.pieces(names, PIECE):
+            wait(hashed)  # a column's pieces in order; meanwhile the next piece was read
+            hashed = [pool.submit(states[name].update, _canonical_bytes(piece[name])) for name in names]
     whole = hashlib.sha256(f"{study.table_hash}|{len(row_pseudonyms)}|".encode())
     whole.update(row_pseudonyms.astype("<u8").tobytes())
     whole.update(part.astype("<i8").tobytes())
@@ -270,11 +302,11 @@ def content_version(study: Study, columns: Columns, row_pseudonyms: NDArray[np.u
     return whole.hexdigest()
 
 
-def _canonical_bytes(column: NDArray[Any]) -> bytes:
+def _canonical_bytes(column: NDArray[Any]) -> bytes | memoryview:
     if column.dtype.kind == "U":
         # Each with its length: the width of a text array depends on its longest value, and must not count.
         return b"".join(len(text).to_bytes(8, "big") + text for text in (value.encode() for value in column.tolist()))
-    return np.ascontiguousarray(column).astype(column.dtype.newbyteorder("<"), copy=False).tobytes()
+    return np.ascontiguousarray(column).astype(column.dtype.newbyteorder("<"), copy=False).data
 
 
 def sources_of(study: Study, name: str) -> tuple[str, ...]:
@@ -285,6 +317,8 @@ def sources_of(study: Study, name: str) -> tuple[str, ...]:
         return (study.outcome,)
     if name == "arm" and study.arm:
         return (study.arm,)
+    if study.time and name in ("time", "event"):
+        return (study.time,) if name == "time" else (study.time, study.outcome)
     if name == "fold" or name in study.variables:
         return (name,)
     raise MappingError(f"a study table of {study.name!r} has no column {name!r}")
@@ -293,6 +327,10 @@ def sources_of(study: Study, name: str) -> tuple[str, ...]:
 def derived_column(study: Study, name: str, stored: Stored) -> NDArray[Any]:
     """A column (see ``View.arrays``) of whichever rows ``stored`` gives. A variable's own name gives it as stored."""
     first = stored(sources_of(study, name)[0])
+    if study.time and name in ("time", "event"):
+        if name == "time":
+            return cut_times(study, first)
+        return events_in_time(study, first, derived_column(study, "outcome", stored))
     if name in study.variables and name not in ("outcome", "arm", "features"):
         return first
     if name == "outcome":
@@ -347,6 +385,8 @@ def _coded(study: Study, name: str, columns: Mapping[str, Any]) -> NDArray[Any]:
         column = _level_indices(study, name, values)
     else:
         column = np.array(["" if _is_blank(value) else str(value) for value in values.tolist()], dtype=np.str_)
+    if variable.role == "time":
+        refuse_times_off_grid(study, name, column)
     if variable.missing == "drop" and variable.type in ("number", "code") and (missing := is_missing(column)).any():
         raise MappingError(
             f"study {study.name!r}, variable {name!r}: {int(missing.sum())} of {len(column)} values are missing, and the "

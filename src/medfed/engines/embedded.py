@@ -8,16 +8,25 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from medfed.federation.call import Answer, Call, Failure, Own, Protection
 from medfed.federation.door import Doors
+from medfed.federation.opening import approved_roster
+from medfed.privacy.roster import MINIMUM_SITES
 
 
 class Embedded:
     """Carries calls within one process."""
 
-    protections: tuple[Protection, ...] = ("plain",)
-
     def __init__(self, doors: Sequence[Doors]) -> None:
         self.doors = tuple(doors)
         self.sites = tuple(site for door in doors for site in door.sites)
+
+    @property
+    def roster(self) -> dict[str, str]:
+        """The sites that all of them approved to be summed with, and their keys."""
+        return approved_roster(door.standing_approval(site) for door in self.doors for site in door.sites)
+
+    @property
+    def protections(self) -> tuple[Protection, ...]:
+        return ("plain", "secure") if len(self.roster) >= MINIMUM_SITES else ("plain",)
 
     def exchange(
         self, call: Call, own: Mapping[str, Own], deadline: float | None = None

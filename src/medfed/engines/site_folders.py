@@ -13,11 +13,13 @@ from medfed.data.stored import open_table
 from medfed.data.table import StudyTable
 from medfed.engines.facts import Heads, SiteFacts
 from medfed.errors import LedgerError, MappingError, PolicyViolation
+from medfed.federation.admission import Access
 from medfed.federation.call import Answer, Call, Failure, Own, Protection
-from medfed.federation.door import Access, Doors
+from medfed.federation.door import Doors
 from medfed.federation.gate import minimum_cell
 from medfed.federation.keys import load_signing_key, public_hex
 from medfed.federation.ledger import Durability, released, verify_ledger
+from medfed.federation.opening import approved_roster, secure_roster
 from medfed.federation.policy import Policy, load_policy
 from medfed.study import Study
 
@@ -98,8 +100,6 @@ def find_sites(consortium: Path) -> dict[str, SiteFolder]:
 class SiteFolders:
     """Carries calls to the sites below one consortium folder, one after the other."""
 
-    protections: tuple[Protection, ...] = ("plain",)
-
     def __init__(
         self,
         consortium: Path,
@@ -125,6 +125,15 @@ class SiteFolders:
             log.addHandler(self._logs[-1])
         self.sites = tuple(study.sites.invited)
         self.study = study
+
+    @property
+    def roster(self) -> dict[str, str]:
+        """The sites that all who approved, approved to be summed with, and their keys."""
+        return approved_roster(door.standing_approval(name) for name, door in self.doors.items())
+
+    @property
+    def protections(self) -> tuple[Protection, ...]:
+        return ("plain", "secure") if secure_roster(self.study, self.roster) else ("plain",)
 
     @property
     def tables(self) -> dict[str, StudyTable]:
@@ -166,7 +175,8 @@ class SiteFolders:
         return SiteFacts(
             title,
             releases=tuple(released(db, name, self.study.hash, run)),
-            patients=access.table.on("all").patients,
+            # Beside the values in a call it would tell how many patients there are, which noise hides.
+            patients=access.table.on("all").patients if self.study.privacy.epsilon is None else None,
             approval=None
             if approval is None
             else {"until": approval.until, "hash": approval.study, "table_version": approval.table_version},

@@ -10,8 +10,9 @@ from typing import Any
 
 from medfed.data.table import StudyTable
 from medfed.engines.embedded import Embedded
+from medfed.federation.admission import Access
 from medfed.federation.approval import approve, packages_of
-from medfed.federation.door import Access, Doors
+from medfed.federation.door import Doors
 from medfed.federation.keys import new_signing_key, public_hex
 from medfed.federation.ledger import Durability, open_store
 from medfed.federation.packages import Method, step_name
@@ -38,6 +39,7 @@ def what_if(
     durability: Durability = "process",
     twins: bool = True,
     most_calls: int = 1_000_000,
+    approved_budget: float | None = None,
     clock: Callable[[], datetime] = now,
     **options: Any,
 ) -> tuple[Embedded, dict[str, str]]:
@@ -54,6 +56,7 @@ def what_if(
     sites = {site: Access(table, policies[site], signing[site]) for site, table in tables.items()}
     names = sorted({step_name(step) for method in methods for step in method.steps} | {step_name(s) for s in steps})
     packages = packages_of(names)
+    public = {site: public_hex(key) for site, key in signing.items()}
     db = open_store(folder / "sites.db", durability)
     approved = {
         site for (site,) in db.execute("select site from ledger where kind='approval' and subject=?", (study.hash,))
@@ -70,8 +73,10 @@ def what_if(
                 until=FAR_DAY,
                 key=access.key,
                 most_calls=most_calls,
+                budget=approved_budget,
                 at=clock().isoformat(timespec="seconds"),
+                roster=public,
             )
     db.close()
     doors = Doors(folder / "sites.db", sites, study, durability=durability, twins=twins, clock=clock, **options)
-    return Embedded([doors]), {site: public_hex(key) for site, key in signing.items()}
+    return Embedded([doors]), public

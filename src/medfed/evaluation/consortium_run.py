@@ -1,5 +1,6 @@
 """A study over the sites of one consortium, on this machine or over a network: run, figures, report, model files."""
 
+import json
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -12,15 +13,21 @@ from medfed.canonical import write_atomically
 from medfed.engines.facts import ConsortiumEngine, Heads, SiteFacts
 from medfed.engines.site_folders import SiteFolders
 from medfed.evaluation.outcome import coefficient_table, effect_figures, fitted_model, prediction_figures, site_alarms
+from medfed.evaluation.publication import may_stand_beside
 from medfed.evaluation.report import write_report
+from medfed.evaluation.report_data import SITES_SUBTRACT, plain
+from medfed.evaluation.report_statistics import statistics_figures
+from medfed.evaluation.statistics_results import kind_of
 from medfed.evaluation.study_run import StudyRun
 from medfed.federation.gate import REPLY_NOT_LISTED, SITE_TERMS
 from medfed.federation.ledger import Durability
+from medfed.federation.opening import why_plain
+from medfed.federation.openings import SHOWS_OTHERS, TOTALS_FIRST
 from medfed.federation.runner import Listener, Runner
 from medfed.models.linear import LinearModel
 from medfed.study import Study
 
-OF_ONE_SITE = (REPLY_NOT_LISTED, SITE_TERMS)
+OF_ONE_SITE = (REPLY_NOT_LISTED, SITE_TERMS, SHOWS_OTHERS, TOTALS_FIRST)
 
 
 @dataclass(frozen=True)
@@ -66,10 +73,11 @@ def run_consortium(
             result = runner.execute(StudyRun(study), run)
             heads = runner.store.heads()
             started = next(row["started"] for row in runner.store.runs() if row["run"] == run)
-        report = _report(study, run, engine, result, heads, started)
+            secure = bool(runner.roster)
+        report = _report(study, run, engine, result, heads, started, secure=secure)
         folder = consortium / "coordinator" / "runs" / run
         models = _write_models(folder, study, run, result, report)
-        files = write_report(report, folder)
+        files = [*write_report(report, folder), *_write_estimates(folder, study, result)]
         return ConsortiumRun(report, folder, tuple([*files, *models.values()]), models, result)
     finally:
         engine.close()
@@ -78,7 +86,7 @@ def run_consortium(
 def _write_models(
     folder: Path, study: Study, run: str, result: Mapping[str, Any], report: dict[str, Any]
 ) -> dict[str, Path]:
-    if study.task.kind != "risk_prediction":
+    if study.task.kind != "risk_prediction" or kind_of(study) is not None or "coefficients" not in result["fitted"]:
         return {}
     fitted = result["fitted"]
     provenance = {"run": run, "method": study.method.use, "sites": list(fitted["sites"]), "medfed": __version__}
@@ -87,6 +95,15 @@ def _write_models(
     write_atomically(path, model.to_bytes())
     report["model"] = {"file": path.name, "hash": model.hash}
     return {"main": path}
+
+
+def _write_estimates(folder: Path, study: Study, result: Mapping[str, Any]) -> list[Path]:
+    """What a method found that fits no model (counts, means, histograms), as JSON beside the report."""
+    if study.task.kind != "risk_prediction" or "coefficients" in result["fitted"]:
+        return []
+    path = folder / "estimates.json"
+    write_atomically(path, json.dumps(plain(result["fitted"]), ensure_ascii=False, indent=2).encode())
+    return [path]
 
 
 def _counted(study: Study, result: Mapping[str, Any]) -> list[str]:
@@ -100,6 +117,8 @@ def _report(
     result: Mapping[str, Any],
     heads: Heads,
     started: str,
+    *,
+    secure: bool,
 ) -> dict[str, Any]:
     facts = engine.facts(run, heads)
     counted = _counted(study, result)
@@ -127,21 +146,29 @@ def _report(
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
         "medfed": __version__,
         "what_if": not all(site.usual_minimum for site in facts.values()),
-        "protection": engine.protections[-1],
+        "protection": "secure" if secure else "plain",
+        "plain_because": None if secure else why_plain(study, engine.roster),
+        "epsilon": study.privacy.epsilon,
+        "delta": study.privacy.delta,
         "minimum_cell": max(
             [site.minimum_cell for site in facts.values() if site.minimum_cell is not None],
             default=study.privacy.minimum_cell,
         ),
         "sites": [_site(facts[name], name, counted, reasons) for name in study.sites.invited],
         "kind": study.task.kind,
-        **_leaving(facts),
+        **_leaving(facts, secure=secure),
     }
     curve = list(result["fitted"].get("curve") or ())
     if len(curve) > 1:
         rounds = list(range(1, len(curve) + 1))
         report["training"] = [{"name": "main", "measure": "log-loss", "rounds": rounds, "values": curve}]
-    if study.task.kind == "treatment_effect":
+    if (kind := kind_of(study)) is not None:
+        report["statistics"] = statistics_figures(kind, result["fitted"])
+    elif study.task.kind == "treatment_effect":
         report["effect"] = effect_figures(study, result["fitted"])
+        seen = result["fitted"].get("by_site") or {}
+        hidden = not report["effect"]["by_site"] and (secure or not may_stand_beside(counted, seen))
+        report["effect"]["by_site_reason"] = SITES_SUBTRACT if hidden else None
     elif result["evaluation"]:
         fits = [list(fit["sites"]) for fit in result["evaluation"].get("fits", {}).values()]
         apart = study.evaluation.design == "leave_one_site_out"
@@ -167,11 +194,14 @@ def _site(facts: SiteFacts, name: str, counted: list[str], reasons: Mapping[str,
     return {"name": name, "title": facts.title, "counted": False, "reason": reason}
 
 
-def _leaving(facts: Mapping[str, SiteFacts]) -> dict[str, Any]:
-    """What left each site in this run, its approval, and whether its ledger holds: the sites' own ledgers say so."""
+def _leaving(facts: Mapping[str, SiteFacts], *, secure: bool) -> dict[str, Any]:
+    """What left each site in this run, its approval, and whether its ledger holds: the sites' own ledgers say so.
+
+    Where sums are secure a site's own number of patients is not told, not even as values for each of them.
+    """
     releases = [
         {"site": name, "step": found.step, "calls": found.calls, "values": found.values, "bytes": found.bytes,
-         "values_per_patient": found.values / site.patients if site.patients else None}
+         "values_per_patient": found.values / site.patients if site.patients and not secure else None}
         for name, site in facts.items() for found in site.releases
     ]  # fmt: skip
     approvals = [{"site": name, **site.approval} for name, site in facts.items() if site.approval]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from medfed.errors import FederationError
+from medfed.evaluation.private_scores import judge_privately, scored_counts
 from medfed.evaluation.steps import calibration_terms, overall, site_coefficients, site_report, stack_fits
 from medfed.federation.call import Failure
 from medfed.federation.federation import Federation
@@ -19,6 +20,13 @@ from medfed.federation.step import Step
 from medfed.study import Study
 
 STEPS: tuple[Step, ...] = (overall, calibration_terms, site_report, site_coefficients)
+
+
+def evaluation_steps(study: Study) -> tuple[Step, ...]:
+    """What an evaluation may ask for: under an epsilon only what can be given noise."""
+    if study.evaluation.design == "none":
+        return ()
+    return STEPS if study.privacy.epsilon is None else (scored_counts,)
 
 
 @dataclass(frozen=True)
@@ -39,12 +47,12 @@ class Evaluation:
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        return STEPS
+        return evaluation_steps(self.study)
 
     def _tasks(self) -> list[tuple[str, str, str]]:
         """(what, variant, fold or site), in order."""
         study, tasks = self.study, []
-        if study.evaluation.design != "none":
+        if study.evaluation.design != "none" and study.privacy.epsilon is None:
             tasks.append(("coefficients", "main", ""))
         for variant in ("main", *study.evaluation.variants):
             if study.evaluation.design == "cross_validation":
@@ -78,7 +86,10 @@ class Evaluation:
                 own = [fits[f"{variant} {fold}"] for fold in range(self.study.parts.folds or 0)]
             else:
                 own = [self.fitted if variant == "main" else fits[f"{variant} "]]
-            judged[variant] = _judge(federation, own, named)
+            if self.study.privacy.epsilon is None:
+                judged[variant] = _judge(federation, own, named)
+            else:
+                judged[variant] = judge_privately(federation, stack_fits(own))
         return EvaluationState(state.finished + 1, fits, judged)
 
     def _fit(self, federation: Federation, variant: str | None, where: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from medfed.evaluation.intervals import (
     wald_ratio,
     wilson,
 )
+from medfed.evaluation.publication import beside
 from medfed.evaluation.study_run import pooled_figures, pooled_leave_one_out, predictor_at
 from medfed.methods.newton import in_study_units
 from medfed.models.linear import LinearModel
@@ -65,10 +66,8 @@ def effect_figures(study: Study, fitted: Mapping[str, Any]) -> Figures:
 
 
 def _effects_by_site(fitted: Mapping[str, Any]) -> list[Figures]:
-    """Risk ratio of each site, only where every counted site may be seen: else a hidden one could be subtracted."""
-    by_site = dict(fitted.get("by_site") or {})
-    if set(by_site) != set(fitted["sites"]):
-        return []
+    """Risk ratio of each site, only where no hidden one could be subtracted."""
+    by_site = beside(fitted["sites"], dict(fitted.get("by_site") or {}))
     rows = []
     for site, cells in by_site.items():
         base, treated = np.asarray(cells)[0], np.asarray(cells)[1]
@@ -111,6 +110,7 @@ def _overall(summary: Mapping[str, Any]) -> Figures:
         summary["log_loss"] * rows,
         summary["accuracy"] * rows,
     )
+    found |= {key: summary[key] for key in ("oe_low", "oe_high") if key in summary}  # where noise widens them
     return found | _auc(summary["area"], summary["area_variance"])
 
 
@@ -136,7 +136,7 @@ def prediction_figures(
                 "slope_low": line["slope"] - half,
                 "slope_high": line["slope"] + half,
             }
-        by_site = judged.get("by_site") or {}
+        by_site = beside(judged["sites_counted"], judged.get("by_site") or {})
         for site, reply in by_site.items():
             found = _of_sums(*reply["site_sums"]) | _auc(*reply["site_area"])
             results.append({"where": "federated", "site": site, **found})
@@ -146,7 +146,8 @@ def prediction_figures(
         if counted and "pooled" in study.evaluation.compare:
             pooled = pooled_figures(counted, study, dict(minimum or {}), None if name == "main" else name)
             results.append({"where": "pooled", "site": None, **_overall(pooled["overall"])})
-            results += [{"where": "pooled", "site": s, **_overall(found)} for s, found in pooled["by_site"].items()]
+            shown = {site: found for site, found in pooled["by_site"].items() if site in by_site}
+            results += [{"where": "pooled", "site": site, **_overall(found)} for site, found in shown.items()]
         declared = study.method if name == "main" else study.variants[name]
         curves = {site: np.asarray(reply["site_curve"]) for site, reply in by_site.items()}
         methods.append(
@@ -208,7 +209,8 @@ def site_alarms(study: Study, judged: Mapping[str, Any]) -> list[Figures]:
     by_site: dict[str, Any] = {}
     for name, found in judged.items():
         if name == "main" or name.startswith("main "):
-            by_site |= found.get("by_site") or {}
+            own = found.get("by_site") or {}
+            by_site |= beside(found["sites_counted"], own) if "sites_counted" in found else own
     coefficients = judged.get("coefficients") or {}
     seen = []
     for site, reply in by_site.items():

@@ -20,6 +20,8 @@ from medfed.evaluation.report_guide import guide_section
 from medfed.evaluation.report_labels import Labels
 from medfed.evaluation.report_leaving import leaving_section
 from medfed.evaluation.report_prediction import prediction_answer, prediction_sections
+from medfed.evaluation.report_statistics import statistics_answer, statistics_section
+from medfed.language import power_of_ten
 
 FILES = {"en": "report.html", "zh": "report.zh.html"}
 _NAMES = {"en": "English", "zh": "中文"}
@@ -52,6 +54,8 @@ def _render(data: ReportData, lang: str, *, linked: bool) -> str:
         sections.append(effect_section(data.effect, labels))
     if data.prediction is not None:
         sections += prediction_sections(data.prediction, labels)
+    if data.statistics is not None:
+        sections.append(statistics_section(data.statistics, labels))
     if data.training:
         sections.append(_training(labels))
     if data.alarms is not None:
@@ -81,6 +85,8 @@ def _head(labels: Labels, *, linked: bool) -> Head:
         answer, detail = effect_answer(data.effect, labels)
     elif data.prediction is not None:
         answer, detail = prediction_answer(data.prediction, labels)
+    elif data.statistics is not None:
+        answer, detail = statistics_answer(data.statistics, labels)
     counted = [site for site in data.sites if site.counted]
     facts = [
         (
@@ -97,6 +103,10 @@ def _head(labels: Labels, *, linked: bool) -> Head:
             _("none: the rows are aggregated") if data.study.protects == "none" else _("the patient"),
         ),
     ]
+    if data.epsilon is not None and data.delta is not None:
+        spends = _("epsilon {epsilon} at delta {delta}; every figure carries noise")
+        words = {"epsilon": f"{data.epsilon:g}", "delta": power_of_ten(data.delta)}
+        facts.append((_("Differential privacy of a patient"), spends.format(**words)))
     other = next(lang for lang in FILES if lang != labels.lang)
     return Head(
         kicker=_("medfed report · {name}").format(name=data.study.name),
@@ -162,6 +172,18 @@ def _sites(labels: Labels) -> Section:
     )
     columns = (_("Site"), _("Counted"), *([_("Reason")] if with_reasons else []))
     blocks: list[Block] = [Tabled(_("Invited sites"), Table(columns, rows))]
+    if data.protection == "plain" and data.plain_because:
+        blocks.append(Text(_("Sums are plain, because {reason}.").format(reason=_(data.plain_because)), "note"))
+    if data.protection == "secure":
+        blocks.append(
+            Text(
+                _(
+                    "Sums are secure: every site's terms are hidden among those of the others, and only totals are seen. Counts "
+                    "are held to the minimum of {minimum} in total, so that a site of a few patients can take part."
+                ).format(minimum=data.minimum_cell),
+                "note",
+            )
+        )
     if data.protection == "plain" and with_reasons:
         blocks.append(
             Text(

@@ -20,6 +20,7 @@ NO_LOCAL_FIT = "the model can't be fitted on this site's rows alone"
 NO_FINITE_SLOPE = "the calibration line has no finite estimate"
 ROWS_APART = "the rows are not in one place"
 SITES_HIDDEN = "the sites' policies do not allow figures of one site alone"
+SITES_SUBTRACT = "taken off the total, they would show the one or two sites that are not to be seen by themselves"
 NO_ANSWER = "the site did not answer"
 NOT_REPORTED = "the run did not ask for it"
 
@@ -105,6 +106,7 @@ class Effect(Part):
     crude_odds_ratio: Interval | None = None
     adjusted: list[Named] = Field(default_factory=list)
     by_site: list[SiteEffect] = Field(default_factory=list)
+    by_site_reason: str | None = None
     difference_from_pooled: float | None = None
     rounds: int | None = None
 
@@ -283,11 +285,27 @@ class ModelShown(Part):
     hash: str
 
 
+class StatisticsTable(Part):
+    """A table of a statistics method as its summary prints it: facts (name, value), columns, rows of text."""
+
+    facts: list[tuple[str, str]]
+    columns: list[str]
+    rows: list[list[str]]
+
+
+class StatisticsShown(Part):
+    """Results of a statistics method, by language. patients: how many they rest on."""
+
+    kind: str
+    patients: float
+    tables: dict[str, list[StatisticsTable]]
+
+
 class ReportData(Part):
-    """A finished run. kind says which of ``effect`` and ``prediction`` answers the question."""
+    """A finished run. kind says which of ``effect``, ``prediction`` and ``statistics`` answers the question."""
 
     study: StudyShown
-    kind: Literal["treatment_effect", "risk_prediction"]
+    kind: Literal["treatment_effect", "risk_prediction", "survival", "association"]
     run: str = ""
     started: str = ""
     ended: str = ""
@@ -295,10 +313,14 @@ class ReportData(Part):
     what_if: bool = False
     what_if_note: Text = ""
     protection: Literal["plain", "secure"] = "plain"
+    plain_because: str | None = None
+    epsilon: float | None = None
+    delta: float | None = None
     minimum_cell: int = 10
     sites: list[SiteShown]
     effect: Effect | None = None
     prediction: Prediction | None = None
+    statistics: StatisticsShown | None = None
     training: list[TrainingCurve] = Field(default_factory=list)
     alarms: list[AlarmShown] | None = None
     releases: list[ReleaseShown] = Field(default_factory=list)

@@ -151,7 +151,11 @@ def _by_site(effect: Effect, labels: Labels) -> list[Block]:
     if not effect.by_site:
         return [
             Heading(_("Risk ratio by site")),
-            Text(_("Risk ratios of single sites are {why}.").format(why=labels.why(SITES_HIDDEN))),
+            Text(
+                _("Risk ratios of single sites are {why}.").format(
+                    why=labels.why(effect.by_site_reason or SITES_HIDDEN)
+                )
+            ),
         ]
     rows = [
         Estimated(

@@ -50,6 +50,18 @@ def guide_section(labels: Labels) -> Section:
             ),
             (_("Adjusted"), _("With the other variables in the model held the same.")),
         ]
+    elif labels.data.statistics is not None:
+        own = [
+            (_("Adjusted"), _("With the other variables in the model held the same.")),
+            (
+                _("P"),
+                _("How often chance alone would give a difference at least as large, were there none."),
+            ),
+            (
+                _("standardised difference"),
+                _("Difference between two groups in standard deviations: 0.1 is small, 0.5 is large."),
+            ),
+        ]
     else:
         own = [
             (_("Local"), _("Learned by a site from its own rows alone, with the same method.")),

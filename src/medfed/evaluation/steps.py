@@ -22,7 +22,7 @@ from medfed.methods.recalibration import recalibration_terms
 FloatArray = NDArray[np.float64]
 
 CURVE_GROUPS = 10
-_TAKES = {
+TAKES = {
     "models": Input("folds,p", limit=50, model=True, meaning="coefficients"),
     "centres": Input("folds,p", limit=1e9, model=True, meaning="centre"),
     "scales": Input("folds,p", limit=1e9, model=True, meaning="scale"),
@@ -69,7 +69,7 @@ def figures(predictor: FloatArray, outcome: FloatArray, minimum: int) -> dict[st
 
 @step(
     reads=("test", "valid"),
-    takes=_TAKES,
+    takes=TAKES,
     releases={
         "weight": Sum(limit_per_row=1),
         "weighted_area": Sum(limit_per_row=1),
@@ -90,7 +90,7 @@ def overall(site: Site, *, models: FloatArray, centres: FloatArray, scales: Floa
 
 @step(
     reads=("test", "valid"),
-    takes={**_TAKES, "line": Input("2", limit=20)},
+    takes={**TAKES, "line": Input("2", limit=20)},
     releases={"score": Sum("2", limit_per_row=50), "information": Sum("3", limit_per_row=1000)},
 )
 def calibration_terms(
@@ -106,7 +106,7 @@ def calibration_terms(
 
 @step(
     reads=("test", "train"),
-    takes=_TAKES,
+    takes=TAKES,
     releases={
         "site_area": Reply("3", limit=1e6),
         "site_sums": Reply("6", limit=1e9),

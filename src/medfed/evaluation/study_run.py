@@ -1,5 +1,6 @@
 """One execution of a study: its method, then the evaluation that the study declares; and the pooled what-if beside it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,13 +10,14 @@ from numpy.typing import NDArray
 
 from medfed.data.table import StudyTable, View
 from medfed.errors import MedfedError
-from medfed.evaluation.evaluate import STEPS, Evaluation, summary
+from medfed.evaluation.evaluate import Evaluation, evaluation_steps, summary
 from medfed.evaluation.steps import figures, predictors, stack_fits
 from medfed.federation.federation import Federation
 from medfed.federation.here import Here, PooledView, fit
 from medfed.federation.packages import find_method, step_name
 from medfed.federation.site import Memo, Site
 from medfed.federation.step import Step
+from medfed.privacy.plan import Planned
 from medfed.study import Study
 
 FloatArray = NDArray[np.float64]
@@ -26,9 +28,13 @@ def steps_of(study: Study) -> tuple[Step, ...]:
     steps = dict.fromkeys(find_method(study).steps)
     for variant in study.variants:
         steps |= dict.fromkeys(find_method(study, variant).steps)
-    if study.evaluation.design != "none":
-        steps |= dict.fromkeys(STEPS)
+    steps |= dict.fromkeys(evaluation_steps(study))
     return tuple(steps)
+
+
+# Share of a private study's budget that its evaluation spends, as variances go: noise sqrt(3) times what a study that
+# spent everything on the one table of scores would have.
+EVALUATION_SHARE = 0.25
 
 
 def step_names(study: Study) -> tuple[str, ...]:
@@ -54,6 +60,16 @@ class StudyRun:
     @property
     def steps(self) -> tuple[Step, ...]:
         return steps_of(self.study)
+
+    def private_calls(self, study: Study) -> Mapping[Step, Planned]:
+        """The method's calls, and the evaluation's beside them. StudyError where the method has none."""
+        method: Any = find_method(study)
+        if not hasattr(method, "private_calls"):
+            return {}
+        planned = dict(method.private_calls(study))
+        spent = sum(plan.calls * plan.draws * (plan.weight * plan.sampling_rate) ** 2 for plan in planned.values())
+        weight = math.sqrt(spent * EVALUATION_SHARE / (1 - EVALUATION_SHARE))
+        return planned | {step: Planned(1, weight=weight) for step in evaluation_steps(study)}
 
     @property
     def stages(self) -> int:

@@ -3,7 +3,7 @@
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import date
 from typing import Any
 
@@ -23,8 +23,9 @@ MOST_CALLS = 2000
 class Approval:
     """What was approved: study hash, steps, the packages that hold them (with file hashes), table version, last day.
 
-    most_calls: how many calls the site answers in all. Sums are not rows, but thousands of different sums over the same
-    rows can be solved for them.
+    roster: the sites among whose terms this site's may be hidden, and their public keys (hex); the only keys that it believes
+    in a secure sum. most_calls: how many calls the site answers in all. Sums are not rows, but thousands of different sums over the same
+    rows can be solved for them. budget: epsilon that the study may spend here over all its runs, if another than its own.
     """
 
     site: str
@@ -36,9 +37,14 @@ class Approval:
     packages: tuple[Package, ...]
     most_calls: int
     officer: str = ""
+    roster: Mapping[str, str] = field(default_factory=dict)
+    budget: float | None = None
 
     def message(self) -> bytes:
-        return b"medfed approval\n" + canonical_json(asdict(self)).encode()
+        content = asdict(self)
+        if self.budget is None:
+            del content["budget"]
+        return b"medfed approval\n" + canonical_json(content).encode()
 
 
 def packages_of(steps: Sequence[str]) -> tuple[Package, ...]:
@@ -65,15 +71,24 @@ def approve(
     at: str,
     most_calls: int = MOST_CALLS,
     officer: str = "",
+    roster: Mapping[str, str] | None = None,
+    budget: float | None = None,
 ) -> Head:
-    """Sign an approval and write it into the ledger. ``until``: the last day, ISO (2027-06-30)."""
+    """Sign an approval and write it into the ledger. ``until``: the last day, ISO (2027-06-30).
+
+    roster: of the sites that the study invites, those whose keys the officer has seen to; without it sums are plain.
+    """
+    believed = {name: public for name, public in (roster or {}).items() if name in study.sites.invited}
+    if site in believed and believed[site] != public_hex(key):
+        raise PolicyViolation(f"the roster has another key of site {site!r} than its own; nothing was approved")
     try:
         until = date.fromisoformat(until).isoformat()
     except ValueError:
         raise PolicyViolation(f"an approval ends on a day like 2027-06-30, not {until!r}") from None
     approval = Approval(
-        site, study.hash, study.name, until, table_version, tuple(steps), tuple(packages), most_calls, officer
-    )
+        site, study.hash, study.name, until, table_version, tuple(steps), tuple(packages), most_calls, officer, believed,
+        budget,
+    )  # fmt: skip
     message = approval.message()
     envelope = {"message": message.decode(), "signature": key.sign(message).hex()}
     return append_event(db, site, "approval", study.hash, canonical_json(envelope).encode(), at=at)
@@ -123,3 +138,18 @@ def approvals_for(
         else:
             standing[site] = "the site has not approved this version of the study"
     return standing
+
+
+def approved_names(db: sqlite3.Connection, site: str, *, standing: bool = False) -> dict[str, str]:
+    """Hash and name of every study that a site has approved; ``standing``: whose approval it has not withdrawn."""
+    found: dict[str, str] = {}
+    rows = db.execute(
+        "select kind, subject, bytes from ledger where site=? and kind in ('approval', 'revocation') order by number",
+        (site,),
+    )
+    for kind, subject, data in rows:
+        if kind == "approval":
+            found[subject] = json.loads(json.loads(data)["message"].partition("\n")[2])["name"]
+        elif standing:
+            found.pop(subject, None)
+    return found

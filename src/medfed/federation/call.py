@@ -11,12 +11,28 @@ import numpy as np
 
 from medfed.canonical import digest, pack, unpack
 from medfed.errors import PolicyViolation
-from medfed.federation.step import Step, bind, shape_of
+from medfed.federation.budget import Charge
+from medfed.federation.step import Count, Step, bind, shape_of
 
 RUN_PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}(/[0-9]{1,9}/[A-Za-z0-9._=-]{1,80})*")
 PART = re.compile(r"(all|train|valid|test)(:(0|[1-9][0-9]{0,3}))?")
 Protection = Literal["plain", "secure"]
 Phase = Literal["answer", "seal", "open", "head"]
+Purpose = Literal["sum", "count"]
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a call of phase "open" brings besides a message for each site: which sealed answers are opened, and why they may be.
+
+    attempt: 0, 1, ...; each has keys and masks of its own. purpose: "count" for what is judged before a sum is opened.
+    asked: digest of the question that was sealed; its inputs do not travel again. shown: signed counts, packed.
+    """
+
+    attempt: int
+    purpose: Purpose
+    asked: str
+    shown: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -25,8 +41,9 @@ class Call:
 
     run: path of the run ("run/round/child"). variant: which settings of the approved study. part: which rows.
     protection: where a sum becomes visible: at each site ("plain") or only as a total ("secure").
-    phase: "answer" for plain sums and replies; "seal" and "open" belong to secure sums; "head" asks for the
-    signed head of the ledger.
+    phase: "answer" for plain sums and replies. Of a secure sum "seal" comes first, and no value leaves; each message that
+    opens it is a call of phase "open". "head" asks for the signed head of the ledger. charge: the noise that every site adds
+    and what that costs, in a study with an epsilon.
     """
 
     study: str
@@ -40,6 +57,8 @@ class Call:
     variant: str | None = None
     protection: Protection = "plain"
     phase: Phase = "answer"
+    opening: Opening | None = None
+    charge: Charge | None = None
     inputs_hash: str = field(default="", compare=False, repr=False)
 
     @cached_property
@@ -65,18 +84,25 @@ class Call:
     @cached_property
     def digest(self) -> str:
         """Everything asked; under one key a site answers one digest only. Survivors are never in it."""
+        if self.opening is not None:
+            return self.opening.asked
+        noise = (self.charge.text,) if self.charge is not None else ()
         return digest(
-            self.key, self.variant or "", self.part, self.protection, ",".join(self.roster), self.inputs_digest
+            self.key, self.variant or "", self.part, self.protection, ",".join(self.roster), self.inputs_digest, *noise
         )
 
 
 @dataclass(frozen=True)
 class Own:
-    """One site's part of a call: the call whose keep it reads, the one at the last checkpoint, its own inputs."""
+    """One site's part of a call: the call whose keep it reads, the one at the last checkpoint, its own inputs.
+
+    message: in phase "open", the coordinator's request in the secure sum; None asks for the keys of an attempt.
+    """
 
     kept: str | None = None
     settled: str | None = None
     each: Mapping[str, Any] = field(default_factory=dict)
+    message: bytes | None = None
 
 
 FailureKind = Literal["refused", "failed", "late", "unreachable"]
@@ -122,10 +148,16 @@ class Answer:
 
 
 class Engine(Protocol):
-    """What carries calls. ``protections`` lists how it can sum, strongest last."""
+    """What carries calls. ``protections`` lists how it can sum, strongest last.
+
+    ``roster``: the public keys (hex) of the sites that may take part in secure sums, as the sites approved them.
+    """
 
     @property
     def sites(self) -> tuple[str, ...]: ...
+
+    @property
+    def roster(self) -> Mapping[str, str]: ...
 
     @property
     def protections(self) -> tuple[Protection, ...]: ...
@@ -162,3 +194,23 @@ def check_one_input(name: str, value: Any, step: Step, sizes: Mapping[str, Any],
     # As floats: the least integer has no absolute value of its own kind.
     if not np.all(np.abs(array.astype(np.float64)) <= limit):
         raise PolicyViolation(f"input {name!r} passes its limit of {limit:g}: an extreme input can isolate a patient")
+
+
+def counts_models(call: Call, step: Step) -> bool:
+    """Whether the ledger counts how many models are put to these rows.
+
+    It does for validation and test rows, and for counts that depend on inputs: many of them, over models that differ a
+    little, would show single patients.
+    """
+    counts = any(isinstance(kind, Count) for kind in step.releases.values())
+    model = any(declared.model for declared in step.takes.values())
+    return (model and call.part.partition(":")[0] in ("test", "valid")) or (counts and bool(step.takes))
+
+
+def model_opened(call: Call, step: Step, own: Own) -> tuple[str, str]:
+    """(question, digest of the model that is put to a site)."""
+    inputs = {**call.inputs, **own.each}
+    model = {name: inputs[name] for name, declared in step.takes.items() if declared.model} or inputs
+    return f"{call.study}|{call.step}|{call.part.partition(':')[0]}", digest(
+        pack({name: np.asarray(value) for name, value in model.items()})
+    )

@@ -13,6 +13,7 @@ from medfed.federation import gate
 from medfed.federation.call import Answer, Call, Failure, Own
 from medfed.federation.packages import settings_of
 from medfed.federation.policy import Policy
+from medfed.federation.private import Meter, close, noise_shares
 from medfed.federation.seal import SiteStore
 from medfed.federation.site import Memo, Site, Sites, Stack, seed_of
 from medfed.federation.step import Out, Step, shape_of
@@ -78,12 +79,15 @@ class Execution:
         settings = settings_of(self.study, call.variant)
         good: list[str] = []
         outs: list[Out] = []
-        releases: list[dict[str, NDArray[np.float64]]] = []
+        releases: list[dict[str, NDArray[Any]]] = []
         failed: dict[str, Answer | Failure] = {}
         writes = step.keeps is not None and step.keeps.writes
         for index, name in enumerate(names):
+            view = self.view(name, call.part)
+            meter = Meter(view, call.charge) if step.is_metered else None
             site = Site(
-                self.view(name, call.part),
+                view,
+                meter=meter,
                 parts=self._declared_parts(name, step),
                 variant=call.variant,
                 secret=self.secrets[name],
@@ -99,7 +103,12 @@ class Execution:
             try:
                 with np.errstate(all="ignore"):
                     out = step(site, **call.inputs, **own[name].each)
-                arrays = gate.check_declared(step, out.release, sizes)
+                arrays = gate.check_declared(step, out.release, sizes, view.rows)
+                if step.is_bounded:
+                    shares = noise_shares(call.protection, len(call.roster))
+                    arrays = close(step, arrays, view, charge=call.charge, shares=shares, study=self.study)
+                elif meter is not None:
+                    meter.check_used_up()
                 if writes:
                     self._check_keep(step, out.keep, sizes, site.table.rows)
             except gate.NotAsDeclared as problem:

@@ -10,10 +10,16 @@ from numpy.typing import NDArray
 
 from medfed.canonical import canonical_json, digest, pack
 from medfed.errors import LISTED, FederationError, LedgerError
+from medfed.federation.budget import Charge
 from medfed.federation.call import Answer, Call, Failure, Own, Protection
+from medfed.federation.opening import check_bounds, counted_releases, decoded, entry_sizes
 from medfed.federation.packages import Method, step_name
+from medfed.federation.private import noise_shares, release_deviation
 from medfed.federation.ring import decode
+from medfed.federation.secure import SecureSums
 from medfed.federation.step import Reply, Step, bind, shape_of
+from medfed.privacy.plan import total_deviation
+from medfed.privacy.roster import MINIMUM_SITES
 from medfed.study import Study
 
 _NOTHING = Own()
@@ -32,11 +38,16 @@ WITHOUT = {
 
 @dataclass(frozen=True)
 class Total:
-    """Sums over the sites that were counted: ``total["score"]``; who they are; why others are not among them."""
+    """Sums over the sites that were counted: ``total["score"]``; who they are; why others are not among them.
+
+    noise: standard deviation of the noise in each entry of a sum, by name; empty where there is none, and for metered
+    releases, whose noise went through the step.
+    """
 
     values: Mapping[str, NDArray[np.float64]]
     sites: tuple[str, ...]
     failures: Mapping[str, Failure]
+    noise: Mapping[str, float] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> NDArray[np.float64]:
         return self.values[name]
@@ -51,6 +62,8 @@ class RunContext(Protocol):
     settled: dict[str, dict[str, str]]
     ordinals: dict[tuple[int, str], int]
     protection: Protection
+    secure: SecureSums | None
+    charges: Mapping[str, Charge]
 
     def exchange(self, call: Call, own: Mapping[str, Own]) -> Iterator[tuple[str, Answer | Failure]]: ...
     def journaled(self, key: str) -> tuple[str, Mapping[str, Any]] | None: ...
@@ -87,7 +100,13 @@ class Federation:
         return replace(self, sites=tuple(site for site in self.sites if site in chosen))
 
     def sample(self, fraction: float) -> "Federation":
-        """A share of the sites, at least two and the study's minimum, drawn from study seed, run path and round."""
+        """A share of the sites, at least two and the study's minimum, drawn from study seed, run path and round.
+
+        Where sums are secure, groups of three and more that stay the same over all rounds are drawn instead of sites: of
+        other samples the totals of two rounds would give one or two sites away.
+        """
+        if self.run.protection == "secure":
+            return self._sample_groups(fraction)
         # A sample of one would be a question to a site alone.
         count = max(2, self.study.sites.minimum, round(fraction * len(self.sites)))
         if count >= len(self.sites):
@@ -95,6 +114,16 @@ class Federation:
         words = (self.study.seed, self.run.path.partition("/")[2], self.round)
         chosen = random.Random("|".join(map(str, words))).sample(sorted(self.sites), count)
         return self.roster(chosen)
+
+    def _sample_groups(self, fraction: float) -> "Federation":
+        words = (self.study.seed, self.run.path.partition("/")[2])
+        order = sorted(self.sites)
+        random.Random("|".join(map(str, words))).shuffle(order)
+        count = max(1, len(order) // MINIMUM_SITES)
+        groups = [order[start::count] for start in range(count)]
+        wanted = max(1, -(-self.study.sites.minimum * count // len(order)), round(fraction * count))
+        drawn = random.Random("|".join(map(str, (*words, self.round)))).sample(range(count), min(wanted, count))
+        return self.roster([site for group in drawn for site in groups[group]])
 
     def child(self, name: str, method: Method, variant: str | None = None) -> Mapping[str, Any]:
         """Run a method inside this round, on these sites; the parent's keeps can be read, its own are written."""
@@ -110,11 +139,12 @@ class Federation:
         study = self.study
 
         expected = _declared_arrays(step, inputs, study)
+        needed = min(study.sites.minimum, len(self.sites))
 
-        def collect(answers: Iterator[tuple[str, Answer | Failure]]) -> dict[str, Any]:
+        def collect_plain(call: Call, own: Mapping[str, Own]) -> dict[str, Any]:
             total: dict[str, NDArray[np.int64]] = {}
             counted, failures = [], {}
-            for site, answer in self._once_each(answers):
+            for site, answer in self._once_each(self.run.exchange(call, own)):
                 answer = _as_declared(answer, expected)
                 if isinstance(answer, Failure):
                     failures[site] = {"kind": answer.kind, "reason": answer.reason}
@@ -125,7 +155,6 @@ class Federation:
                         total[name] += value
                     else:
                         total[name] = np.array(value)
-            needed = min(study.sites.minimum, len(self.sites))
             if len(counted) < needed:
                 raise FederationError(_too_few(step, self.sites, counted, failures, needed))
             values = {
@@ -137,8 +166,30 @@ class Federation:
             }
             return {"values": values, "sites": sorted(counted), "failures": dict(sorted(failures.items()))}
 
-        outcome = self._once(step, inputs, {}, collect)
-        return Total(outcome["values"], tuple(outcome["sites"]), _failures(outcome))
+        def collect_secure(call: Call, own: Mapping[str, Own]) -> dict[str, Any]:
+            assert self.run.secure is not None
+            shapes = {name: shape for name, (_, shape) in expected.items()}
+            length = sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values())
+            entries = sum(entry_sizes(step, shapes, study)[name] for name in counted_releases(step))
+            found = self.run.secure.total(call, own, step, length, entries)
+            failures = {site: {"kind": f.kind, "reason": f.reason} for site, f in found.failures.items()}
+            if len(found.sites) < needed:
+                raise FederationError(_too_few(step, self.sites, found.sites, failures, needed))
+            values = decoded(found.words, step, shapes, study)
+            check_bounds(values, step, study, len(found.sites))
+            return {"values": values, "sites": list(found.sites), "failures": failures}
+
+        secure = self.run.protection == "secure"
+        outcome = self._once(step, inputs, {}, collect_secure if secure else collect_plain)
+        noise = self._noise(step, len(outcome["sites"]))
+        return Total(outcome["values"], tuple(outcome["sites"]), _failures(outcome), noise)
+
+    def _noise(self, step: Step, counted: int) -> dict[str, float]:
+        charge = self.run.charges.get(step_name(step))
+        if charge is None or not step.is_bounded:
+            return {}
+        shares = noise_shares(self.run.protection, len(self.sites))
+        return {name: total_deviation(release_deviation(step, name, charge), counted, shares) for name in step.releases}
 
     def gather(
         self, step: Step, each: Mapping[str, Mapping[str, Any]] | None = None, **inputs: Any
@@ -146,10 +197,12 @@ class Federation:
         """Every site's own reply, or its failure. ``each``: inputs for one site only."""
         if any(not isinstance(kind, Reply) for kind in step.releases.values()):
             raise FederationError(f"{step.name} releases sums: ask for it with sum, not gather")
+        if self.study.privacy.epsilon is not None:
+            raise FederationError(f"{step.name}: the study has an epsilon, and single replies can't be given noise")
 
-        def collect(answers: Iterator[tuple[str, Answer | Failure]]) -> dict[str, Any]:
+        def collect(call: Call, own: Mapping[str, Own]) -> dict[str, Any]:
             replies, failures = {}, {}
-            for site, answer in self._once_each(answers):
+            for site, answer in self._once_each(self.run.exchange(call, own)):
                 given = {**inputs, **(each or {}).get(site, {})}
                 answer = _as_declared(answer, _declared_arrays(step, given, self.study))
                 if isinstance(answer, Failure):
@@ -195,8 +248,12 @@ class Federation:
             roster=self.sites,
             inputs=arrays,
             variant=self.variant,
-            protection=run.protection,
+            protection=run.protection if step.is_sum else "plain",
+            phase="seal" if step.is_sum and run.protection == "secure" else "answer",
+            charge=run.charges.get(name),
         )
+        if call.charge is None and self.study.privacy.epsilon is not None:
+            raise FederationError(f"{name} is not among the private calls that the method planned")
         counted = run.counted.get(slot, {}) if slot else {}
         settled = run.settled.get(slot, {}) if slot else {}
         if slot or each:
@@ -213,7 +270,7 @@ class Federation:
                 )
             outcome = known[1]
         else:
-            outcome = collect(run.exchange(call, own))
+            outcome = collect(call, own)
             run.journal(call, question, outcome)
         if slot and step.keeps and step.keeps.writes:
             run.counted.setdefault(slot, {}).update(dict.fromkeys(outcome["sites"], call.key))

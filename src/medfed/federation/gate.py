@@ -1,12 +1,14 @@
 """The one door of a site, its mathematics: what may be seen of this table, and whether a release keeps to its declaration.
 
 Pure functions. The rules for counts are judged where a value becomes visible: for a plain sum at this site's own
-counts, since the coordinator sees each site's terms. Reasons are sentences of ours that quote no count.
+counts, since the coordinator sees each site's terms; for a secure one at the roster's (``units``). Reasons are sentences
+of ours that quote no count.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
@@ -15,8 +17,10 @@ from numpy.typing import NDArray
 from medfed.data.table import View
 from medfed.errors import PolicyViolation
 from medfed.federation.call import Protection
+from medfed.federation.number_levels import number_levels
 from medfed.federation.policy import Policy
 from medfed.federation.ring import encode
+from medfed.federation.site import mixed
 from medfed.federation.step import Count, Reply, Step, Sum, shape_of
 from medfed.study import Study
 
@@ -37,7 +41,7 @@ PATIENT_ROW = "the release holds one patient's row"
 SITE_TERMS = "estimates of this site alone are not to be seen, says its policy (site_terms_visible)"
 REPLY_NOT_LISTED = "the policy does not list this figure among those that may be seen for this site alone"
 
-_ROWS_WATCHED = 200_000
+_ROWS_WATCHED = 100_000  # a sum over more rows than this is nobody's row
 LARGEST_FEATURE = 1e3
 
 
@@ -55,7 +59,9 @@ def declared_ranges(study: Study) -> tuple[FloatArray, FloatArray, NDArray[np.bo
     return low, high, numeric
 
 
-def check_steepness(step: Step, inputs: Mapping[str, Any], study: Study, policy: Policy) -> None:
+def check_steepness(
+    step: Step, inputs: Mapping[str, Any], study: Study, policy: Policy, variant: str | None = None
+) -> None:
     """Refuse a model so steep that sums turn into thresholds, from public numbers only. Raises PolicyViolation.
 
     Two thresholds that differ a little differ by the patients between them. Bounded are, over the declared ranges, the
@@ -64,7 +70,7 @@ def check_steepness(step: Step, inputs: Mapping[str, Any], study: Study, policy:
     named = {declared.meaning: name for name, declared in step.takes.items() if declared.meaning}
     if "scale" not in named:
         return
-    low, high, _ = declared_ranges(study)
+    low, high, _ = step.ranges(study, variant) if step.ranges else declared_ranges(study)
     with np.errstate(all="ignore"):
         scale = np.abs(np.asarray(inputs[named["scale"]], dtype=np.float64))
         centre = np.asarray(inputs[named["centre"]], dtype=np.float64) if "centre" in named else np.zeros_like(scale)
@@ -77,36 +83,44 @@ def check_steepness(step: Step, inputs: Mapping[str, Any], study: Study, policy:
                 raise PolicyViolation("the model that the call brings is so steep that it can isolate patients")
 
 
-def _factors(view: View, study: Study) -> dict[str, tuple[NDArray[np.int64], int]]:
-    """Every variable whose products are counts. Name -> codes, levels.
+def _factors(view: View, study: Study, only: Sequence[str] | None = None) -> dict[str, tuple[NDArray[np.int64], int]]:
+    """Every variable whose products are counts. Name -> codes, levels. only: look at no other numbers than these.
 
     Codes; of numbers: known or missing, and their values where these are few, else the commonest value against the rest.
     """
     names = [column.variable for column in study.design.columns if column.variable]
     names += [name for name in (study.outcome, study.arm) if name]
     factors = {}
+    numbers = number_levels(
+        view,
+        [n for n in dict.fromkeys(names) if study.variables[n].type == "number" and (only is None or n in only)],
+    )
     for name in dict.fromkeys(names):
-        values = np.asarray(view.arrays(name)[0], dtype=np.float64)
-        if study.variables[name].type == "code":
-            codes = np.where(np.isfinite(values), values, -1).astype(np.int64)
+        if study.variables[name].type == "number" and name not in numbers:
+            continue
+        if name not in numbers:
+            codes = np.asarray(view.arrays(name)[0]).astype(np.int64)
             levels = len(study.variables[name].codes or ())
             factors[name] = (np.where(codes < 0, levels, codes), levels + 1)
             continue
-        known = np.isfinite(values)
-        if not known.all():
-            factors[f"{name} known"] = (known.astype(np.int64), 2)
-        distinct, inverse, counts = np.unique(values[known], return_inverse=True, return_counts=True)
-        if len(distinct) <= 2:
-            codes = np.full(len(values), len(distinct), dtype=np.int64)
-            codes[known] = inverse
-            factors[name] = (codes, len(distinct) + 1)
-        elif counts.max() > known.sum() // 2:
-            factors[name] = ((values == distinct[counts.argmax()]).astype(np.int64), 2)
+        found = numbers[name]
+        if not (found.missing or found.values):
+            continue
+        values = np.concatenate([piece[0] for piece in view.batches([name])])
+        if found.missing:
+            factors[f"{name} known"] = (np.isfinite(values).astype(np.int64), 2)
+        if found.all_values:
+            codes = np.full(len(values), len(found.values), dtype=np.int64)
+            for index, value in enumerate(found.values):
+                codes[values == value] = index
+            factors[name] = (codes, len(found.values) + 1)
+        elif found.values:
+            factors[name] = ((values == found.values[0]).astype(np.int64), 2)
     return factors
 
 
 def has_small_cell(
-    factors: Mapping[str, tuple[NDArray[np.int64], int]], study: Study, rows: NDArray[Any], minimum: int
+    factors: Mapping[str, tuple[NDArray[np.int64], int]], study: Study, rows: NDArray[Any] | slice, minimum: int
 ) -> bool:
     """Whether sums over these rows show a count of patients under ``minimum``.
 
@@ -136,6 +150,20 @@ def has_small_cell(
     return False
 
 
+def splits_safely(view: View, study: Study, cuts: Sequence[int], minimum: int) -> bool:
+    """Whether sums over the view's first rows, up to any of the ``cuts``, and their differences show no small count."""
+    few: list[str] | None = None
+    for first, last in pairwise((0, *cuts, view.rows)):
+        piece = view.between(first, last)
+        factors = _factors(piece, study, few)
+        patients = piece.rows if view.patients == view.rows else piece.patients
+        if patients < minimum or has_small_cell(factors, study, slice(None), minimum):
+            return False
+        # A number of many values in the first, random share takes many in the others.
+        few = [name.removesuffix(" known") for name in factors] if few is None else few
+    return True
+
+
 @dataclass(frozen=True)
 class Cohort:
     """The patients behind one part of a table: what the cohort rule remembers."""
@@ -145,21 +173,35 @@ class Cohort:
 
 
 def judge_rows(
-    whole: View, view: View, study: Study, policy: Policy, protection: Protection, earlier: Sequence[NDArray[np.uint64]]
+    whole: View,
+    view: View,
+    study: Study,
+    policy: Policy,
+    protection: Protection,
+    earlier: Sequence[NDArray[np.uint64]],
+    atoms: Sequence[NDArray[np.uint64]] = (),
 ) -> str | None:
     """May sums over this part of the table be seen at all? None, or the reason why not.
 
     whole: all rows of the table; view: the part that is asked for. earlier: row sets (sorted pseudonyms) that this
     site has answered about before. A set that differs from one of them by a group that may not be seen is refused.
+    atoms: the row sets of which every part of this table is made; what lies between parts is judged on totals where sums
+    are secure.
     """
     minimum = minimum_cell(policy, study)
+    if protection == "secure":
+        apart = [other for other in (*earlier, *_unions(view.pseudonyms, earlier)) if not _is_made_of(other, atoms)]
+        return SMALL_DIFFERENCE if any(_differs_by_few(view.pseudonyms, other, minimum) for other in apart) else None
     if view.patients < max(policy.minimum_patients, minimum):
         return FEW_PATIENTS
     factors = _factors(whole, study)
-    if protection == "plain" and has_small_cell(_factors(view, study), study, np.arange(view.rows), minimum):
+    own = factors if view.rows == whole.rows else _factors(view, study)
+    if has_small_cell(own, study, slice(None), minimum):
         return SMALL_CELL
     patient_of_row = np.asarray(whole.row_pseudonyms)
     for other in (*earlier, *_unions(view.pseudonyms, earlier)):
+        if np.array_equal(view.pseudonyms, other):
+            continue
         for group in (
             np.setdiff1d(view.pseudonyms, other, assume_unique=True),
             np.setdiff1d(other, view.pseudonyms, assume_unique=True),
@@ -170,9 +212,21 @@ def judge_rows(
                 return SMALL_DIFFERENCE
             rows = np.flatnonzero(np.isin(patient_of_row, group))
             all_here = len(np.unique(patient_of_row[rows])) == len(group)
-            if all_here and protection == "plain" and has_small_cell(factors, study, rows, minimum):
+            if all_here and has_small_cell(factors, study, rows, minimum):
                 return SMALL_DIFFERENCE
     return None
+
+
+def _differs_by_few(one: NDArray[np.uint64], other: NDArray[np.uint64], minimum: int) -> bool:
+    groups = np.setdiff1d(one, other, assume_unique=True), np.setdiff1d(other, one, assume_unique=True)
+    return any(0 < len(group) < minimum for group in groups)
+
+
+def _is_made_of(patients: NDArray[np.uint64], atoms: Sequence[NDArray[np.uint64]]) -> bool:
+    """Whether a row set is some of these, each of them whole."""
+    shared = [len(np.intersect1d(patients, atom, assume_unique=True)) for atom in atoms]
+    whole = all(count in (0, len(atom)) for count, atom in zip(shared, atoms, strict=True))
+    return whole and sum(shared) == len(patients)
 
 
 def _unions(own: NDArray[np.uint64], earlier: Sequence[NDArray[np.uint64]], most: int = 32) -> list[NDArray[np.uint64]]:
@@ -202,12 +256,18 @@ def _unions(own: NDArray[np.uint64], earlier: Sequence[NDArray[np.uint64]], most
     return found
 
 
-def watched_rows(view: View) -> frozenset[bytes]:
-    """The bytes of every patient's feature row: a release that equals one of them is held back (a tripwire)."""
+def watched_rows(view: View) -> frozenset[int]:
+    """A 64-bit key of every patient's feature row: a release that holds one of them is held back (a tripwire)."""
     if view.rows > _ROWS_WATCHED:
         return frozenset()
-    features = np.ascontiguousarray(view.arrays("features")[0], dtype=np.float64)
-    return frozenset(row.tobytes() for row in features)
+    return frozenset(key for (features,) in view.batches(["features"]) for key in _row_keys(features).tolist())
+
+
+def _row_keys(rows: NDArray[Any]) -> NDArray[np.uint64]:
+    """One key a row (n,) of rows (n, p), from their bits: splitmix64 of each column, added up."""
+    bits: Any = np.ascontiguousarray(rows, dtype=np.float64).view(np.uint64)
+    with np.errstate(over="ignore"):
+        return np.asarray(mixed(bits + np.arange(bits.shape[1], dtype=np.uint64)).sum(1, dtype=np.uint64))
 
 
 def check_release(
@@ -220,13 +280,20 @@ def check_release(
     patients: NDArray[np.int64],
     policies: Sequence[Policy],
     effective: NDArray[np.float64] | None,
-    row_bytes: Sequence[frozenset[bytes]],
+    row_keys: Sequence[frozenset[int]],
+    protection: Protection = "plain",
+    noisy: bool = False,
 ) -> tuple[list[str | None], dict[str, NDArray[Any]], int]:
     """Hold stacked releases (S, ...) of S sites to declaration and policies; encode sums for the ring.
+
+    Where sums are secure, small counts and values for each patient are judged on totals, before anything is opened.
+    noisy: of a charged call. What protects is the noise, so the rules for exact sums are not asked, and their answers,
+    which depend on the data, are not told; bounded releases come as integers of the ring and stay as they are.
 
     Returns a reason or None a site, the coded arrays (zeros where a site is held back), and values a release.
     """
     count = len(rows)
+    plain = protection == "plain"
     reasons: list[str | None] = [None] * count
 
     def hold(mask: NDArray[np.bool_], reason: str) -> None:
@@ -238,15 +305,19 @@ def check_release(
     coded: dict[str, NDArray[Any]] = {}
     for name, declared in step.releases.items():
         values = release[name]
+        if noisy and step.is_bounded:
+            amounts["sum"] += math.prod(shape_of(declared.shape, sizes))
+            coded[name] = values
+            continue
         flat = values.reshape(count, -1)
         if isinstance(declared, Sum):
             amounts["sum"] += flat.shape[1]
-            limit = declared.limit if declared.limit is not None else (declared.limit_per_row or 0.0) * rows
+            limit = declared.at_most(rows)
         elif isinstance(declared, Count):
             amounts["count"] += flat.shape[1]
             limit = patients.astype(np.float64)
             small = (flat < minimum[:, None]) & (minimum[:, None] > 1) & (declared.zero_is_small | (flat != 0))
-            hold((small | (flat != np.rint(flat))).any(1), SMALL_COUNT)
+            hold(((small & plain) | (flat != np.rint(flat))).any(1), SMALL_COUNT)
         else:
             amounts["reply"] += flat.shape[1]
             limit = declared.limit
@@ -256,19 +327,24 @@ def check_release(
                 hold(np.array([not policy.site_terms_visible for policy in policies]), SITE_TERMS)
         largest = np.abs(flat).max(1, initial=0.0)
         hold(~(largest <= limit), OVER_LIMIT)
-        if values.ndim >= 2 and values.shape[-1] == sizes.get("p"):
-            hold(_holds_row(values, row_bytes), PATIENT_ROW)
+        if not noisy and values.ndim >= 2 and values.shape[-1] == sizes.get("p"):
+            hold(_holds_row(values, row_keys), PATIENT_ROW)
         coded[name] = values
     for kind, amount in amounts.items():
         allowed = np.array([policy.values_per_patient.get(kind, 0.0) for policy in policies])  # type: ignore[call-overload]
-        if amount:
+        if amount and plain and not noisy:
             hold(amount > allowed * patients, TOO_MANY_VALUES)
-    if effective is not None:
-        needed = np.array([max(policy.minimum_patients, 1) for policy in policies])
+    if effective is not None and not noisy:
+        needed = np.array([max(policy.minimum_patients, 1) for policy in policies], dtype=np.float64)
+        if not plain:
+            # A small site hides among the others, but no patient of it may stand out from its own.
+            needed = np.minimum(needed, patients / 2)
         hold(~(np.asarray(effective) >= np.where(minimum > 1, needed, 1) - 1e-9), CONCENTRATED)
     bad = np.array([reason is not None for reason in reasons])
     for name, declared in step.releases.items():
         values = coded[name]
+        if noisy and step.is_bounded:
+            continue
         if bad.any():
             values = np.where(bad.reshape((count,) + (1,) * (values.ndim - 1)), 0.0, values)
         if isinstance(declared, Reply):
@@ -279,29 +355,40 @@ def check_release(
     return reasons, coded, sum(amounts.values())
 
 
-def _holds_row(values: NDArray[np.float64], row_bytes: Sequence[frozenset[bytes]]) -> NDArray[np.bool_]:
-    rows = np.ascontiguousarray(values.reshape(len(values), -1, values.shape[-1]))
-    return np.array(
-        [
-            bool(watched) and any(row.tobytes() in watched for row in own)
-            for own, watched in zip(rows, row_bytes, strict=True)
-        ],
-        dtype=bool,
-    )
+def _holds_row(values: NDArray[np.float64], row_keys: Sequence[frozenset[int]]) -> NDArray[np.bool_]:
+    keys = _row_keys(values.reshape(-1, values.shape[-1])).reshape(len(values), -1).tolist()
+    return np.array([not own.isdisjoint(released) for own, released in zip(row_keys, keys, strict=True)], dtype=bool)
+
+
+def only(kept: Any, good: NDArray[np.intp]) -> Any:
+    """What belongs to the sites at these places: of a list, or of arrays by name with a leading axis of sites."""
+    if kept is None:
+        return None
+    if isinstance(kept, list):
+        return [kept[i] for i in good]
+    return {name: np.asarray(value)[good] for name, value in kept.items()}
 
 
 class NotAsDeclared(ValueError):
     """A step returned something else than it declares."""
 
 
-def check_declared(step: Step, release: Mapping[str, Any], sizes: Mapping[str, Any]) -> dict[str, NDArray[np.float64]]:
-    """One site's release as float arrays of exactly the declared names and shapes; ValueError otherwise."""
+def check_declared(
+    step: Step, release: Mapping[str, Any], sizes: Mapping[str, Any], rows: int
+) -> dict[str, NDArray[np.float64]]:
+    """One site's release as float arrays of exactly the declared names and shapes; ValueError otherwise.
+
+    A bounded release has a row of terms for each of the site's rows in front.
+    """
     if set(release) != set(step.releases):
         raise NotAsDeclared("undeclared or missing release")
     arrays = {}
     for name, declared in step.releases.items():
         value = np.asarray(release[name])
-        if value.dtype.kind not in "fiub" or value.shape != shape_of(declared.shape, sizes):
+        wanted = shape_of(declared.shape, sizes)
+        if isinstance(declared, Sum) and declared.unit_bound is not None:
+            wanted = (rows, *wanted)
+        if value.dtype.kind not in "fiub" or value.shape != wanted:
             raise NotAsDeclared(f"release {name!r} has the wrong type or shape")
         arrays[name] = value.astype(np.float64)
     return arrays

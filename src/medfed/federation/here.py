@@ -3,17 +3,18 @@
 Nothing leaves, so nothing is checked. The same method file runs here and across sites.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medfed.data.table import View
+from medfed.data.table import PIECE, View
 from medfed.federation.call import Failure
 from medfed.federation.federation import Total
 from medfed.federation.packages import Method, settings_of
+from medfed.federation.private import Meter, close
 from medfed.federation.ring import on_grid
 from medfed.federation.site import Memo, Site, seed_of
 from medfed.federation.step import Reply, Step, bind, shape_of
@@ -28,6 +29,11 @@ class PooledView:
         self.rows = sum(view.rows for view in views)
         self.patients = sum(view.patients for view in views)
         self._order = np.random.default_rng(seed).permutation(self.rows)
+        # Pseudonyms are a site's own: the same one at two sites is two people.
+        units = [np.unique(view.row_pseudonyms, return_inverse=True)[1].reshape(-1) for view in views]
+        offset = np.cumsum([0, *(view.patients for view in views)])
+        joined = np.concatenate([own + first for own, first in zip(units, offset, strict=False)])
+        self.row_pseudonyms = joined[self._order].astype(np.uint64)
         self._columns: dict[str, NDArray[Any]] = {}
 
     def arrays(self, *names: str) -> tuple[NDArray[Any], ...]:
@@ -37,6 +43,12 @@ class PooledView:
                 column.setflags(write=False)
                 self._columns[name] = column
         return tuple(self._columns[name] for name in names)
+
+    def batches(self, names: Sequence[str], size: int = PIECE) -> Iterator[tuple[NDArray[Any], ...]]:
+        """The same columns in pieces of ``size`` rows, the last one shorter."""
+        columns = self.arrays(*names)
+        for start in range(0, self.rows, size):
+            yield tuple(column[start : start + size] for column in columns)
 
 
 @dataclass(frozen=True)
@@ -104,12 +116,15 @@ class Here:
             seed=seed,
             call_seed=seed,
             memo=self._memo,
+            meter=Meter(view, None) if step.is_metered else None,
         )
         with np.errstate(all="ignore"):
             out = step(site, **arrays)
         if slot and step.keeps and step.keeps.writes and out.keep is not None:
             self._slots[slot] = out.keep
         released = {name: np.asarray(out.release[name], dtype=np.float64) for name in step.releases}
+        if step.is_bounded:
+            return close(step, released, view, charge=None, shares=1, study=self.study)
         if not any(isinstance(kind, Reply) for kind in step.releases.values()):
             for name, value in released.items():
                 if not np.isfinite(value).all():

@@ -28,15 +28,23 @@ create table if not exists call(
 create index if not exists call_run on call(run, round);
 create table if not exists ledger(
   id integer primary key, site text, number integer, kind text, call integer, subject text, digest text,
-  payload text, size integer, amount integer, charge real, spent real, at text, hash text, bytes blob, file text);
+  payload text, size integer, amount integer, charge real, spent real, at text, hash text, bytes blob, file text,
+  event text);
 create unique index if not exists ledger_call on ledger(call, site) where call is not null;
 create unique index if not exists ledger_site on ledger(site, number);
 create index if not exists ledger_subject on ledger(kind, subject);
+create index if not exists ledger_event on ledger(site) where event is not null;
 create table if not exists keep(
   site text, slot text, run text, call integer, bytes blob, file text, primary key(site, slot, call)) without rowid;
 create table if not exists local(site text, call integer, bytes blob, primary key(site, call)) without rowid;
 create table if not exists cohort(site text, patients text, pseudonyms blob, primary key(site, patients)) without rowid;
 create table if not exists opened(site text, question text, model text, primary key(site, question, model)) without rowid;
+create table if not exists opening(
+  id integer primary key, site text, key text, sites text, rows text, version text, roster text, word text,
+  visible text, seen text, passing integer, showing integer, at text);
+create unique index if not exists opening_key on opening(site, key);
+create index if not exists opening_kind on opening(site, sites, rows, visible, seen);
+create table if not exists rowset(site text, patients text, pseudonyms blob, primary key(site, patients)) without rowid;
 """
 
 
@@ -67,12 +75,20 @@ def open_store(path: Path, durability: Durability) -> sqlite3.Connection:
         db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=128)
         db.execute("pragma journal_mode=wal")
         db.execute(f"pragma synchronous={'full' if durability == 'call' else 'off'}")
+        _add_missing_column(db)
         db.executescript(_SCHEMA)
     except sqlite3.Error as problem:
         raise LedgerError(
             f"{path}: the ledger can't be opened ({problem}); check the disk and the file's owner"
         ) from None
     return db
+
+
+def _add_missing_column(db: sqlite3.Connection) -> None:
+    """Ledgers written before there were noisy answers have no column for what these cost."""
+    columns = {row[1] for row in db.execute("pragma table_info(ledger)")}
+    if columns and "event" not in columns:
+        db.execute("alter table ledger add column event text")
 
 
 def row_hash(previous: str, *words: str | int | float) -> str:
@@ -117,7 +133,7 @@ def rows_of(db: sqlite3.Connection, site: str) -> Iterator[Mapping[str, Any]]:
     """Every row of one site's chain in order, with the call it answers."""
     cursor = db.execute(
         "select l.id, l.number, l.kind, coalesce(c.key, '') as key, c.study, c.run, c.round, c.step, c.part, l.subject,"
-        " l.digest, l.payload, l.size, l.amount, l.charge, l.spent, l.at, l.hash, l.bytes, l.file"
+        " l.digest, l.payload, l.size, l.amount, l.charge, l.spent, l.at, l.hash, l.bytes, l.file, l.event"
         " from ledger l left join call c on c.id = l.call where l.site=? order by l.number",
         (site,),
     )
@@ -177,7 +193,7 @@ def verify_ledger(db: sqlite3.Connection, site: str, known: SignedHead | None = 
             )
         expected = row_hash(
             head.hash, site, row["number"], row["kind"], row["key"], row["study"] or "", row["part"] or "", row["subject"] or "", row["digest"], row["payload"],
-            row["size"], row["amount"], row["charge"], row["spent"], row["at"],
+            row["size"], row["amount"], row["charge"], row["spent"], row["at"], *filter(None, [row["event"]]),
         )  # fmt: skip
         if expected != row["hash"]:
             raise LedgerError(

@@ -36,6 +36,7 @@ class Policy(BaseModel):
     input_limits: dict[str, float] = Field(default_factory=dict)
     steepest: float = Field(default=50.0, gt=0)
     budget: float = Field(default=0.0, ge=0.0)
+    budget_delta: float = Field(default=1e-5, gt=0.0, lt=0.1)
 
     def allows_step(self, name: str) -> bool:
         """Whether a step's name matches one of the allowed patterns and its package is listed."""
@@ -55,7 +56,8 @@ site_terms_visible: false # may figures of this site alone be asked for or shown
 replies: []               # names of figures that may be seen for this site by itself
 steepest: 50              # what one coefficient may add to a linear predictor, over the declared range of its feature
 input_limits: {}          # stricter limits on what a step may be asked, by input name
-budget: 0                 # epsilon that may be spent, over all studies
+budget: 0                 # epsilon that may be spent on noisy answers, over all studies (`medfed privacy budget`)
+budget_delta: 1.0e-5      # the delta at which it is counted; well under one in the number of patients
 """
 
 

@@ -1,14 +1,16 @@
 """What would leave a site if it approved a study: every step, release, size and rule, before anything runs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from medfed.data.table import StudyTable
+from medfed.federation.budget import OVER_BUDGET, Charge
 from medfed.federation.call import Protection
 from medfed.federation.gate import SITE_TERMS, judge_rows, minimum_cell
 from medfed.federation.packages import step_name
 from medfed.federation.policy import Policy
+from medfed.federation.private import NOT_BOUNDED, noise_shares, release_deviation
 from medfed.federation.step import Count, Reply, Step, Sum, shape_of
 from medfed.study import Study
 
@@ -19,7 +21,10 @@ TOO_MANY = "more values for each patient than the policy allows ({kind})"
 
 @dataclass(frozen=True)
 class ReleasePreview:
-    """One array that a step would release. values: how many numbers; limit: the largest entry, as declared."""
+    """One array that a step would release. values: how many numbers; limit: the largest entry, as declared.
+
+    noise: standard deviation of the noise that this site adds to each number, in a study with an epsilon.
+    """
 
     name: str
     kind: str
@@ -27,6 +32,7 @@ class ReleasePreview:
     values: int
     bytes: int
     limit: str
+    noise: float | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,9 @@ class Preview:
     minimum_cell: int
     protection: str
     steps: tuple[StepPreview, ...]
+    epsilon: float | None = None
+    delta: float | None = None
+    budget: float | None = None
 
     @property
     def would_contribute(self) -> bool:
@@ -62,9 +71,18 @@ class Preview:
 
 
 def preview(
-    site: str, study: Study, table: StudyTable, policy: Policy, steps: Sequence[Step], protection: Protection = "plain"
+    site: str,
+    study: Study,
+    table: StudyTable,
+    policy: Policy,
+    steps: Sequence[Step],
+    protection: Protection = "plain",
+    charges: Mapping[str, Charge] | None = None,
 ) -> Preview:
-    """Run the gate's rules over declarations and table, without running a step. Nothing leaves."""
+    """Run the gate's rules over declarations and table, without running a step. Nothing leaves.
+
+    charges: what each step's call costs and how much noise it carries, in a study with an epsilon (``charges_of``).
+    """
     return Preview(
         site=site,
         study=study.name,
@@ -73,11 +91,21 @@ def preview(
         patients=table.on("all").patients,
         minimum_cell=minimum_cell(policy, study),
         protection=protection,
-        steps=tuple(_step(study, table, policy, step, protection) for step in steps),
+        steps=tuple(_step(study, table, policy, step, protection, charges or {}) for step in steps),
+        epsilon=study.privacy.epsilon,
+        delta=study.privacy.delta,
+        budget=policy.budget if study.privacy.epsilon is not None else None,
     )
 
 
-def _step(study: Study, table: StudyTable, policy: Policy, step: Step, protection: Protection) -> StepPreview:
+def _step(
+    study: Study,
+    table: StudyTable,
+    policy: Policy,
+    step: Step,
+    protection: Protection,
+    charges: Mapping[str, Charge],
+) -> StepPreview:
     sizes: dict[str, Any] = {k: v[0] if isinstance(v, tuple) else v for k, v in study.sizes.items()}
     releases, amounts = [], {"sum": 0, "count": 0, "reply": 0}
     for name, declared in step.releases.items():
@@ -87,22 +115,32 @@ def _step(study: Study, table: StudyTable, policy: Policy, step: Step, protectio
             values *= extent
         kind, width, limit = _kind(declared, study)
         amounts[kind] += values
-        releases.append(ReleasePreview(name, kind, shape, values, 8 * width * values, limit))
+        noise = None
+        if (charge := charges.get(step_name(step))) is not None and step.is_bounded:
+            noise = release_deviation(step, name, charge, noise_shares(protection, len(study.sites.invited)))
+        releases.append(ReleasePreview(name, kind, shape, values, 8 * width * values, limit, noise))
     view = table.on(step.reads[0])
+    plain = protection == "plain" or not step.is_sum
     held = None
     full_name = step_name(step)
     if not policy.allows_step(full_name):
         held = NOT_ALLOWED
+    elif study.privacy.epsilon is not None:
+        # What protects a noisy sum is its noise: the rules for counts are not asked.
+        if not (step.is_bounded or step.is_metered):
+            held = NOT_BOUNDED
+        elif study.privacy.epsilon > policy.budget:
+            held = OVER_BUDGET
     elif unlisted := [r.name for r in releases if r.kind == "reply" and r.name not in policy.replies]:
         held = NOT_LISTED.format(names=", ".join(unlisted))
     elif not policy.site_terms_visible and any(
         isinstance(declared, Reply) and declared.site_terms for declared in step.releases.values()
     ):
         held = SITE_TERMS
-    elif over := [k for k, v in amounts.items() if v > policy.values_per_patient.get(k, 0.0) * view.patients]:  # type: ignore[call-overload]
+    elif plain and (over := _too_many(amounts, policy, view.patients)):
         held = TOO_MANY.format(kind=over[0])
     else:
-        held = judge_rows(table.on("all"), view, study, policy, protection, ())
+        held = judge_rows(table.on("all"), view, study, policy, "plain" if plain else "secure", ())
     return StepPreview(
         step=full_name,
         meaning=(step.function.__doc__ or "").strip().split("\n")[0],
@@ -118,10 +156,17 @@ def _step(study: Study, table: StudyTable, policy: Policy, step: Step, protectio
     )
 
 
+def _too_many(amounts: Mapping[str, int], policy: Policy, patients: int) -> list[str]:
+    """The kinds of which a release has more values for each patient than the policy allows."""
+    return [kind for kind, amount in amounts.items() if amount > policy.values_per_patient.get(kind, 0.0) * patients]  # type: ignore[call-overload]
+
+
 def _kind(declared: Sum | Count | Reply, study: Study) -> tuple[str, int, str]:
     if isinstance(declared, Reply):
         return "reply", 1, f"{declared.limit:g}"
     limbs = declared.limbs(rows_at_most=study.rows_at_most, sites_at_most=study.sites_at_most)
     if isinstance(declared, Count):
         return "count", limbs, "patients"
+    if declared.unit_bound is not None:
+        return "sum", limbs, f"{declared.unit_bound:g} a patient"
     return "sum", limbs, f"{declared.limit:g}" if declared.limit is not None else f"{declared.limit_per_row:g} a row"

@@ -45,6 +45,16 @@ def encode(values: FloatArray, limbs: int) -> IntArray:
     return np.stack([high, scaled - high * _BASE], -1).astype(np.int64)
 
 
+def from_limbs(pairs: IntArray, limbs: int) -> IntArray:
+    """Two-limb integers (..., 2) -> the ring's own width; one limb where the public limits allow it."""
+    if limbs == 2:
+        return pairs
+    high, low = pairs[..., 0] + (pairs[..., 1] >> 32), pairs[..., 1] & 0xFFFFFFFF
+    if np.any(np.abs(high) >= 2**31):
+        raise PolicyViolation("a value overflows the ring of exact sums; raise rows_per_site in the study")
+    return np.asarray((high << 32) + low)
+
+
 def decode(total: IntArray, limbs: int) -> FloatArray:
     """A sum of encoded arrays -> float64, rounded once."""
     if limbs == 1:

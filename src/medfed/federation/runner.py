@@ -9,10 +9,14 @@ from typing import Any
 
 from medfed.canonical import pack, unpack
 from medfed.errors import FederationError, MedfedError
+from medfed.federation.budget import Charge
 from medfed.federation.call import RUN_PATH, Answer, Call, Engine, Failure, Own, Protection, TellsOfWaiting, Waiting
 from medfed.federation.federation import Federation
 from medfed.federation.ledger import Durability, SignedHead, is_head_signed
+from medfed.federation.opening import secure_roster
 from medfed.federation.packages import Method
+from medfed.federation.private import charges_of
+from medfed.federation.secure import SecureSums
 from medfed.federation.status import StatusFile
 from medfed.federation.store import RunnerStore
 from medfed.study import Study
@@ -44,6 +48,8 @@ class _Run:
     path: str
     counted: dict[str, dict[str, str]]
     protection: Protection
+    charges: Mapping[str, Charge]
+    secure: SecureSums | None = None
     ordinals: dict[tuple[int, str], int] = field(default_factory=dict)
     settled: dict[str, dict[str, str]] = field(default_factory=dict)
 
@@ -92,7 +98,9 @@ class Runner:
         self.listener = listener
         self.public_keys = dict(public_keys or {})
         self.clock = clock
+        self.charges: Mapping[str, Charge] = {}
         self.store = RunnerStore(folder, durability)
+        self.roster: dict[str, str] = {}
         self.status = StatusFile(folder)
         if isinstance(engine, TellsOfWaiting):
             engine.on_wait = self._waits
@@ -129,12 +137,15 @@ class Runner:
             raise FederationError(
                 f"a run's name has letters, digits, '.', '_' and '-' only, and 80 at most; not {run!r}"
             )
+        self.charges = charges_of(self.study, method)  # what can't be charged is refused before anything is asked
         at = self.clock().isoformat(timespec="seconds")
         self.status.begin(run, 0)
         self.store.start_run(run, self.study.hash, self.study.model_dump_json(), at)
         self._take_heads()
         try:
-            sites = tuple(site for site in self.study.sites.invited if site in set(self.engine.sites))
+            self.roster = self.store.run_roster(run, self._roster)
+            reached = set(self.roster) or set(self.engine.sites)
+            sites = tuple(site for site in self.study.sites.invited if site in reached)
             federation = Federation(run=None, round=0, sites=sites)  # type: ignore[arg-type]
             result = self.advance_to_end(method, run, replace_run=federation, counted={})
         except MedfedError as problem:
@@ -169,7 +180,9 @@ class Runner:
         elif not path.count("/"):
             self.store.write_checkpoint(path, 0, pointers, pack(state))
             state = _restored(type(state), unpack(pack(state)))
-        run = _Run(self, study, path, pointers, self._protection())
+        run = _Run(self, study, path, pointers, "secure" if self.roster else "plain", self.charges)
+        if self.roster:
+            run.secure = SecureSums(study, self.store, self.roster, run.exchange)
         while not method.done(state):
             round_ += 1
             run.ordinals.clear()
@@ -184,9 +197,11 @@ class Runner:
             state = _restored(type(state), unpack(data))
         return method.result(state)
 
-    def _protection(self) -> Protection:
-        """``sums: strongest`` in a study means the best that the engine offers."""
-        return self.engine.protections[-1]
+    def _roster(self) -> dict[str, str]:
+        """The sites and keys over which sums are secure: ``strongest`` in a study means the best that the engine offers."""
+        if self.study.privacy.sums == "plain" or self.engine.protections[-1] == "plain":
+            return {}
+        return secure_roster(self.study, self.engine.roster)
 
     def _take_heads(self) -> None:
         """Keep every site's signed ledger head: a ledger that is cut afterwards is found out."""

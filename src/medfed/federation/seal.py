@@ -2,7 +2,7 @@
 
 import hashlib
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,12 @@ from medfed.canonical import digest, pack, pack_rows, unpack
 from medfed.data.table import View
 from medfed.errors import FederationError, LedgerError
 from medfed.federation.blobs import BlobFolder
+from medfed.federation.budget import Accountant, Charge, Limits, Spending
 from medfed.federation.call import Answer, Call, Failure, Own
 from medfed.federation.ledger import Durability, Head, heads_of, open_store, row_hash
+from medfed.federation.openings import Openings
 from medfed.federation.step import Step
+from medfed.privacy.accounting import charged_epsilon
 
 _ROUNDS_BETWEEN_PRUNING = 16
 
@@ -23,15 +26,17 @@ _ROUNDS_BETWEEN_PRUNING = 16
 class SiteStore:
     """One SQLite file (and a folder of large blobs) for one site, or for all sites of a what-if."""
 
-    def __init__(self, path: Path, durability: Durability) -> None:
+    def __init__(self, path: Path, durability: Durability, accountant: Accountant = charged_epsilon) -> None:
         self.path = path
         self.db = open_store(path, durability)
+        self.spending = Spending(self.db, accountant)
         self.blobs = BlobFolder(path.with_suffix(".blobs"))
         named = self.db.execute(
             "select file from ledger where file is not null union select file from keep where file is not null"
         )
         self.blobs.drop_all_but({file for (file,) in named})
         self.new_cohort = False
+        self.openings = Openings(self.db)
         self._heads = heads_of(self.db)
         self._heads_at = self.version()
         self._kept: dict[tuple[str, str, str], Mapping[str, Any]] = {}
@@ -51,7 +56,15 @@ class SiteStore:
         version = self.version()
         if version != self._heads_at:
             self._heads, self._heads_at = heads_of(self.db), version
+            self.spending.forget()
         return self._heads
+
+    def remember_heads(self, heads: Mapping[str, Head], study: str, charge: Charge | None) -> None:
+        """Heads and charges that were just committed."""
+        self._heads = {**self._heads, **heads}
+        if charge is not None:
+            for site in heads:
+                self.spending.add(site, study, charge)
 
     def forget(self) -> None:
         """Drop what was read of tables that another process may have written to."""
@@ -75,63 +88,8 @@ class SiteStore:
             found[site] = (asked, Failure("refused", data.decode()) if kind == "refusal" else Answer(data))
         return found
 
-    def record_refusals(
-        self, call: Call, reasons: Mapping[str, str], digests: Mapping[str, str], *, at: str
-    ) -> list[str]:
-        """Seal refusals under their call's key: a retry gets the same one. Returns the sites."""
-        return self._events(call, "refusal", {site: text.encode() for site, text in reasons.items()}, digests, at)
-
-    def record_failures(self, call: Call, sites: Sequence[str], *, at: str) -> list[str]:
-        """Count steps that raised, without binding the key: mended, the site may answer."""
-        return self._events(call, "failure", dict.fromkeys(sites, b""), {}, at)
-
-    def _events(
-        self, call: Call, kind: str, data: Mapping[str, bytes], digests: Mapping[str, str], at: str
-    ) -> list[str]:
-        db, bound = self.db, kind == "refusal"
-        try:
-            db.execute("begin immediate")
-            standing, heads = self.heads(), {}
-            number = self._call_number(call) if bound else None
-            taken = {s for (s,) in db.execute("select site from ledger where call=?", (number,))} if bound else set()
-            for site, text in data.items():
-                if site in taken:
-                    continue
-                head, payload = standing.get(site, Head()), hashlib.sha256(text).hexdigest()
-                named = (call.key, call.study, call.part) if bound else ("", "", "")
-                row = (
-                    site,
-                    head.number + 1,
-                    kind,
-                    *named,
-                    call.study,
-                    digests.get(site, ""),
-                    payload,
-                    len(text),
-                    0,
-                    0.0,
-                    head.spent,
-                    at,
-                )
-                hash_ = row_hash(head.hash, *row)
-                db.execute(
-                    "insert into ledger(site, number, kind, call, subject, digest, payload, size, amount, charge, spent,"
-                    " at, hash, bytes) values(?,?,?,?,?,?,?,?,0,0.0,?,?,?,?)",
-                    (site, head.number + 1, kind, number, call.study, digests.get(site, ""), payload, len(text),
-                     head.spent, at, hash_, text),
-                )  # fmt: skip
-                heads[site] = Head(head.number + 1, hash_, head.spent)
-            db.execute("commit")
-        except sqlite3.Error as problem:
-            if db.in_transaction:
-                db.execute("rollback")
-            raise LedgerError(
-                f"{self.path}: a refusal could not be recorded ({problem}); free space, then resume"
-            ) from None
-        self._heads = {**self._heads, **heads}
-        return list(heads)
-
-    def _call_number(self, call: Call) -> int:
+    def call_number(self, call: Call) -> int:
+        """The row of a call, made where there is none; inside a transaction."""
         return int(
             self.db.execute(
                 "insert into call(key, study, run, round, step, part) values(?,?,?,?,?,?)"
@@ -208,14 +166,17 @@ class SiteStore:
         keep: Any,
         local: Sequence[Mapping[str, Any] | None],
         own: Mapping[str, Own],
-        cost: float,
+        charge: Charge | None,
         amount: int,
         at: str,
-        budgets: Mapping[str, float],
+        limits: Mapping[str, Limits],
         cohorts: Mapping[str, View],
         opened: Mapping[str, tuple[str, str]],
+        alone: Collection[str],
     ) -> set[str] | None:
         """Make answers final in one transaction; returns the sites whose budget could not hold the cost (not sealed).
+
+        alone: the sites whose answers are seen by themselves.
 
         None, and nothing done, where another process has sealed under this key since it was looked up.
 
@@ -225,13 +186,15 @@ class SiteStore:
         kept = self._packed_keep(keep, len(names)) if step.keeps is not None and step.keeps.writes else None
         places = [self.blobs.place(data) for data in blobs]
         keep_places = [self.blobs.place(data) for data in kept] if kept is not None else None
-        new_cohorts = [site for site in names if (site, call.part) not in self._recorded]
+        new_cohorts = [site for site in names if site in cohorts and (site, call.part) not in self._recorded]
         try:
             db.execute("begin immediate")
             standing = self.heads()
             heads = {site: standing.get(site, Head()) for site in names}
-            over = {site for site in names if cost and heads[site].spent + cost > budgets[site]}
-            number = self._call_number(call)
+            # Composed inside the transaction: another process may have spent meanwhile.
+            spent, over = self.spending.settle({s: heads[s].spent for s in names}, call.study, charge, limits)
+            event = charge.text if charge is not None else None
+            number = self.call_number(call)
             if any(s in names for (s,) in db.execute("select site from ledger where call=?", (number,))):
                 db.execute("rollback")
                 return None
@@ -240,19 +203,20 @@ class SiteStore:
                 if site in over:
                     continue
                 head = heads[site]
-                payload, spent, size = file or hashlib.sha256(data).hexdigest(), head.spent + cost, len(data)
+                payload, size = file or hashlib.sha256(data).hexdigest(), len(data)
+                cost = spent[site] - head.spent
                 hash_ = row_hash(
                     head.hash, site, head.number + 1, "release", call.key, call.study, call.part, "", digests[site],
-                    payload, size, amount, cost, spent, at,
+                    payload, size, amount, cost, spent[site], at, *((event,) if event else ()),
                 )  # fmt: skip
                 rows.append(
-                    (site, head.number + 1, "release", number, "", digests[site], payload, size, amount, cost, spent, at,
-                     hash_, inline, file)
+                    (site, head.number + 1, "release", number, "", digests[site], payload, size, amount, cost,
+                     spent[site], at, hash_, inline, file, event)
                 )  # fmt: skip
-                heads[site] = Head(head.number + 1, hash_, spent)
+                heads[site] = Head(head.number + 1, hash_, spent[site])
             db.executemany(
                 "insert into ledger(site, number, kind, call, subject, digest, payload, size, amount, charge, spent, at,"
-                " hash, bytes, file) values(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                " hash, bytes, file, event) values(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
                 rows,
             )
             sealed = [site for site in names if site not in over]
@@ -271,6 +235,8 @@ class SiteStore:
                     ],
                 )
             self._record(call, sealed, local, names, number, cohorts, new_cohorts, opened)
+            own_rows = {site: cohorts[site].pseudonyms for site in sealed if site in alone}
+            self.openings.record_own(own_rows, at)
             self._prune(call)
             db.execute("commit")
         except sqlite3.Error as problem:
@@ -284,7 +250,9 @@ class SiteStore:
             if db.in_transaction:
                 db.execute("rollback")
             raise
-        self._remember(call, step, names, sealed, heads, keep, own, cohorts, opened)
+        self.remember_heads({site: heads[site] for site in sealed}, call.study, charge)
+        self._remember(call, step, names, sealed, keep, own, cohorts, opened)
+        self.openings.own_recorded(own_rows)
         return over
 
     def _record(
@@ -346,16 +314,14 @@ class SiteStore:
         step: Step,
         names: Sequence[str],
         sealed: Sequence[str],
-        heads: Mapping[str, Head],
         keep: Any,
         own: Mapping[str, Own],
         cohorts: Mapping[str, View],
         opened: Mapping[str, tuple[str, str]],
     ) -> None:
-        self._heads = {**self._heads, **heads}
         self.new_cohort = False
         for site in sealed:
-            if (site, call.part) not in self._recorded:
+            if site in cohorts and (site, call.part) not in self._recorded:
                 self.new_cohort = True
                 self._recorded.add((site, call.part))
                 view = cohorts[site]

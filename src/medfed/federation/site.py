@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from medfed.canonical import digest, pack
 from medfed.data.table import View
+from medfed.federation.private import Meter
 from medfed.study import Study
 
 T = TypeVar("T")
@@ -22,7 +23,7 @@ def seed_of(*words: str | int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
 
-def _mix(counter: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def mixed(counter: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """splitmix64 (Steele, Lea, Flood 2014): a counter becomes a reproducible random integer, in one vector call."""
     with np.errstate(over="ignore"):
         z = counter + np.uint64(0x9E3779B97F4A7C15)
@@ -38,7 +39,7 @@ def _block_orders(call_seed: int, count: int, epochs: int) -> Iterator[NDArray[n
     for epoch in range(epochs):
         with np.errstate(over="ignore"):
             counter = base + (np.uint64(epoch) << np.uint64(32)) + np.arange(count, dtype=np.uint64)
-        yield np.argsort(_mix(counter), kind="stable")
+        yield np.argsort(mixed(counter), kind="stable")
 
 
 class Memo:
@@ -65,6 +66,7 @@ class Site:
 
     __slots__ = (
         "_memo",
+        "_meter",
         "_parts",
         "_secret",
         "_seed",
@@ -93,8 +95,10 @@ class Site:
         memo: Memo,
         variant: str | None = None,
         secret: bytes = b"",
+        meter: Meter | None = None,
     ) -> None:
         self._secret = secret
+        self._meter = meter
         self.table = table
         self.variant = variant
         self._parts = parts
@@ -117,6 +121,15 @@ class Site:
         """The same at every restart, and unknown to the coordinator: for draws of rows."""
         seed = hmac.new(self._secret, str(self._seed).encode(), hashlib.sha256).digest()
         return np.random.Generator(np.random.Philox(key=int.from_bytes(seed[:8], "little")))
+
+    def noisy_sum(self, rows: NDArray[np.float64], bound: float) -> NDArray[np.float64]:
+        """Sum (*shape,) of a row of terms for each row of the table (n, *shape), each unit's L2 norm cut at ``bound``.
+
+        With this site's full noise in a study with an epsilon; metered releases are made from these sums alone.
+        """
+        if self._meter is None:
+            raise RuntimeError("only a step with metered releases makes noisy sums")
+        return self._meter.noisy_sum(rows, bound)
 
     def part(self, name: str) -> View:
         """The rows of another part that the step declares ("train:2" where it reads train)."""

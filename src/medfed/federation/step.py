@@ -34,18 +34,35 @@ class Input:
     meaning: Literal["", "coefficients", "centre", "scale"] = ""
 
 
+# The most that noise adds to a total, in bounds on one unit: 40 standard deviations of the widest noise there is.
+NOISE_AT_MOST = 65_536
+
+
 @dataclass(frozen=True)
 class Sum:
-    """A sum over patients, added across sites in the ring. Each entry is held to ``limit``, or to ``limit_per_row`` x rows."""
+    """A sum over patients, added across sites in the ring. Each entry is held to ``limit``, or to ``limit_per_row`` x rows.
+
+    unit_bound: the step returns a row of terms for each of its rows, (rows, *shape), instead of their sum. The federation
+    adds them up by unit (patient), shortens each unit's terms to this L2 norm and sums; in a study with an epsilon it
+    adds noise. metered: made from ``site.noisy_sum`` alone, so that it carries its noise already.
+    """
 
     shape: str = ""
     limit: float | None = None
     limit_per_row: float | None = None
+    unit_bound: float | None = None
+    metered: bool = False
+
+    def at_most(self, rows: Any) -> Any:
+        """Largest absolute value of an entry at a site with so many rows (a number or an array)."""
+        if self.unit_bound is not None:
+            return self.unit_bound * rows
+        return self.limit if self.limit is not None else (self.limit_per_row or 0.0) * rows
 
     def limbs(self, *, rows_at_most: int, sites_at_most: int) -> int:
         """Width of the ring, from public numbers only."""
-        most = self.limit if self.limit is not None else (self.limit_per_row or 0.0) * rows_at_most
-        return limbs_needed(most * sites_at_most)
+        noise = NOISE_AT_MOST if self.unit_bound is not None else 0
+        return limbs_needed(float(self.at_most(rows_at_most + noise)) * sites_at_most)
 
 
 @dataclass(frozen=True)
@@ -106,7 +123,11 @@ class Out:
 
 @dataclass(eq=False)
 class Step:
-    """A function with its declaration; ``batched`` adds a twin that computes many sites at once."""
+    """A function with its declaration; ``batched`` adds a twin that computes many sites at once.
+
+    ranges: (study, variant) -> low, high and is-a-number of each column that its coefficients belong to, for the
+    gate's bound on steepness; the study's features where it is None.
+    """
 
     function: Callable[..., Out]
     reads: tuple[str, ...]
@@ -115,12 +136,15 @@ class Step:
     keeps: Keep | None
     name: str = ""
     twin: Callable[..., Out] | None = field(default=None, repr=False)
+    ranges: Callable[[Any, str | None], tuple[Any, Any, Any]] | None = field(default=None, repr=False)
 
     def __call__(self, site: Any, **inputs: Any) -> Out:
         return self.function(site, **inputs)
 
     def batched(self, twin: Callable[..., Out]) -> Callable[..., Out]:
         """Decorator: this function computes the same for stacked sites (see ``Sites``)."""
+        if self.is_bounded or self.is_metered:
+            raise TypeError(f"{self.name}: a step with bounded or metered releases has no twin")
         self.twin = twin
         return twin
 
@@ -129,6 +153,16 @@ class Step:
         """Whether its releases are added across sites (else they are replies, for ``gather``)."""
         return not any(isinstance(kind, Reply) for kind in self.releases.values())
 
+    @property
+    def is_bounded(self) -> bool:
+        """Whether every release is a sum of bounded per-unit terms, which the federation can give its noise."""
+        return all(isinstance(kind, Sum) and kind.unit_bound is not None for kind in self.releases.values())
+
+    @property
+    def is_metered(self) -> bool:
+        """Whether every release is made from noisy sums that the step itself asked for."""
+        return all(isinstance(kind, Sum) and kind.metered for kind in self.releases.values())
+
 
 def step(
     *,
@@ -136,6 +170,7 @@ def step(
     takes: Mapping[str, Input] | None = None,
     releases: Mapping[str, Release],
     keeps: Keep | None = None,
+    ranges: Callable[[Any, str | None], tuple[Any, Any, Any]] | None = None,
 ) -> Callable[[Callable[..., Out]], Step]:
     """Declare a step. Its name is ``distribution:module.function``; the distribution is that of the top package."""
 
@@ -143,9 +178,15 @@ def step(
         kinds = {isinstance(kind, Reply) for kind in releases.values()}
         if len(kinds) > 1:
             raise TypeError(f"{function.__qualname__}: a step releases sums or replies, not both")
+        bounded = {isinstance(kind, Sum) and kind.unit_bound is not None for kind in releases.values()}
+        metered = {isinstance(kind, Sum) and kind.metered for kind in releases.values()}
+        if len(bounded) > 1 or len(metered) > 1 or (True in bounded and True in metered):
+            raise TypeError(
+                f"{function.__qualname__}: either all releases are bounded by unit, or all metered, or none"
+            )
         parts = (reads,) if isinstance(reads, str) else reads
         name = f"{function.__module__}.{function.__qualname__}"
-        return Step(function, parts, dict(takes or {}), dict(releases), keeps, name)
+        return Step(function, parts, dict(takes or {}), dict(releases), keeps, name, ranges=ranges)
 
     return declare
 

@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,11 @@ create table if not exists journal(call text primary key, run text, round intege
 create table if not exists checkpoint(path text primary key, round integer, counted text, state blob) without rowid;
 create table if not exists head(site text, number integer, hash text, signature text, public text, primary key(site))
   without rowid;
+create table if not exists opening(
+  id integer primary key, key text unique, study text, attempt integer, sites text, visible text);
+create table if not exists roster(run text primary key, keys text) without rowid;
+create table if not exists counted(
+  study text, question text, roster text, sites text, count blob, primary key(study, question, roster, sites)) without rowid;
 """
 
 
@@ -148,6 +153,70 @@ class RunnerStore:
             (run, run.replace("_", "\\_").replace("%", "\\%") + "/%"),
         )
         return [(path, int(round_), key) for path, round_, key in rows]
+
+    # -- secure sums -------------------------------------------------------------------------------------------------
+
+    def run_roster(self, run: str, find: Callable[[], Mapping[str, str]]) -> dict[str, str]:
+        """The sites and keys over which a run's sums are secure, as ``find`` gives them at its start.
+
+        {} where its sums are plain; a run that has an outcome in plain stays so.
+        """
+        row = self.db.execute("select keys from roster where run=?", (run,)).fetchone()
+        if row is not None:
+            known: dict[str, str] = json.loads(row[0])
+            return known
+        if self.calls(run):
+            return {}
+        found = dict(find())
+        if found:
+            self._write("insert into roster values(?,?)", (run, json.dumps(found)))
+        return found
+
+    def next_attempt(self, key: str, study: str) -> tuple[int, tuple[str, ...]]:
+        """The number of a new attempt to open a call, recorded before it begins; and the set that was fixed, or ()."""
+        row = self.db.execute("select attempt, sites from opening where key=?", (key,)).fetchone()
+        if row is None:
+            self._write("insert into opening(key, study, attempt, sites, visible) values(?,?,0,'','')", (key, study))
+            return 0, ()
+        self._write("update opening set attempt=attempt+1 where key=?", (key,))
+        return int(row[0]) + 1, tuple(row[1].split())
+
+    def fix_survivors(self, key: str, sites: Sequence[str], visible: Sequence[str]) -> None:
+        """Record the set over which a call is opened, before any site is asked to sign it."""
+        self._write("update opening set sites=?, visible=? where key=?", (" ".join(sites), " ".join(visible), key))
+
+    def survivors(self, key: str) -> tuple[str, ...]:
+        """The set that was fixed for a call, or ()."""
+        row = self.db.execute("select sites from opening where key=?", (key,)).fetchone()
+        return tuple(row[0].split()) if row else ()
+
+    def opened_sets(self, study: str) -> list[tuple[frozenset[str], set[str]]]:
+        """Every set over which something of a study was or may have been opened, and whose terms may be seen; oldest first."""
+        rows = self.db.execute(
+            "select sites, visible from opening where study=? and sites<>'' group by sites, visible order by max(id)",
+            (study,),
+        )
+        return [(frozenset(sites.split()), set(visible.split())) for sites, visible in rows]
+
+    def keep_count(self, study: str, question: str, roster: str, sites: Sequence[str], count: bytes) -> None:
+        """Keep a signed count, to show it before every sum over these sites."""
+        self._write(
+            "insert or replace into counted values(?,?,?,?,?)", (study, question, roster, " ".join(sites), count)
+        )
+
+    def kept_count(self, study: str, question: str, roster: str, sites: Sequence[str]) -> bytes | None:
+        row = self.db.execute(
+            "select count from counted where study=? and question=? and roster=? and sites=?",
+            (study, question, roster, " ".join(sites)),
+        ).fetchone()
+        return bytes(row[0]) if row else None
+
+    def drop_count(self, study: str, question: str, roster: str, sites: Sequence[str]) -> None:
+        """Forget a count that no longer holds."""
+        self._write(
+            "delete from counted where study=? and question=? and roster=? and sites=?",
+            (study, question, roster, " ".join(sites)),
+        )
 
     # -- heads -----------------------------------------------------------------------------------------------------
 

@@ -40,7 +40,7 @@ one set a call. A site may still lie about its own words and so spoil a total: h
 
 from medfed.privacy.context import Context, Purpose
 from medfed.privacy.coordinator_side import CoordinatorSide
-from medfed.privacy.differencing import exposed_groups, given_away
+from medfed.privacy.differencing import Total, exposed_groups, given_away, newly_exposed
 from medfed.privacy.messages import Message, Reply, Request, SignedCount, read_message, write_message
 from medfed.privacy.neighbours import failure_chance, neighbours_needed
 from medfed.privacy.roster import Roster, SignedRoster, call_roster, quorum, sign_roster
@@ -59,11 +59,13 @@ __all__ = [
     "SignedCount",
     "SignedRoster",
     "SiteSide",
+    "Total",
     "call_roster",
     "exposed_groups",
     "failure_chance",
     "given_away",
     "neighbours_needed",
+    "newly_exposed",
     "public_hex",
     "quorum",
     "read_message",

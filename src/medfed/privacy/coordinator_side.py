@@ -103,6 +103,11 @@ class CoordinatorSide:
         return "nothing" if self._waits is None else _STAGES[self._waits]
 
     @property
+    def tables(self) -> Mapping[str, str]:
+        """The table word of every site that sent keys; {} before all of them are in."""
+        return {} if self._waits is Keys else dict(zip(self._listed.sites, self._listed.tables, strict=True))
+
+    @property
     def survivors(self) -> tuple[str, ...]:
         """The sites that the total counts; known once masked words are in."""
         return self._survivors

@@ -1,13 +1,23 @@
 """Which sites a list of totals gives away: two totals that differ by one or two sites, and every other combination.
 
-A site judges this before it signs a survivor set, over the sets that its ledger holds for the same step and table,
-whatever the inputs were: near-equal inputs make near-equal totals. Where totals carry noise the rule is not needed.
+A site judges this before it signs a survivor set, over the sets that its ledger holds, whatever step and inputs they were
+for: near-equal inputs make near-equal totals. Totals may be over different patients, of which the site knows its own:
+women, men and everybody add up, two other cohorts do not. Where totals carry noise the rule is not needed.
 """
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 
 from medfed.privacy.shares import PRIME
+
+
+@dataclass(frozen=True)
+class Total:
+    """Sites that were added up, and the groups of patients (as one site numbers its own) that it was over."""
+
+    sites: frozenset[str]
+    groups: frozenset[int]
 
 
 def given_away(
@@ -81,3 +91,52 @@ def _null_space_columns(matrix: list[list[int]], width: int) -> list[list[int]]:
         else [int(column == other) for other in free]
         for column in range(width)
     ]
+
+
+def newly_exposed(new: Total, earlier: Iterable[Total], *, visible: Collection[str] = ()) -> tuple[str, ...]:
+    """Like ``given_away``, for totals over different groups of patients.
+
+    Some weighted sum of the totals then holds nobody else's patients, of any group.
+    """
+    before = list(dict.fromkeys(earlier))
+    known = set(exposed_by_groups(before))
+    for group in exposed_by_groups([*before, new]):
+        if group not in known and not set(group) <= set(visible):
+            return group
+    return ()
+
+
+def exposed_by_groups(totals: Iterable[Total]) -> tuple[tuple[str, ...], ...]:
+    """All groups of one or two sites for which some weighted sum of the totals holds terms of theirs and nobody else's."""
+    rows = [total for total in dict.fromkeys(totals) if total.sites and total.groups]
+    groups = sorted(frozenset().union(*(row.groups for row in rows)))
+    # Sites that were always counted together have one weight in each group.
+    blocks: dict[tuple[bool, ...], list[str]] = {}
+    for site in sorted(frozenset().union(*(row.sites for row in rows))):
+        blocks.setdefault(tuple(site in row.sites for row in rows), []).append(site)
+    small = [pattern for pattern, sites in blocks.items() if len(sites) <= 2]
+    single = [pattern for pattern in small if len(blocks[pattern]) == 1]
+    found = []
+    alone: set[tuple[bool, ...]] = set()
+    for hidden in [(pattern,) for pattern in small] + list(combinations(single, 2)):
+        if alone.intersection(hidden):
+            continue
+        others = [_weights(pattern, rows, groups) for pattern in blocks if pattern not in hidden]
+        columns = _null_space_columns([line for lines in others for line in lines], len(rows))
+        if any(_is_seen(line, columns) for pattern in hidden for line in _weights(pattern, rows, groups)):
+            found.append(tuple(sorted(site for pattern in hidden for site in blocks[pattern])))
+            alone.update(hidden if len(hidden) == 1 else ())
+    return tuple(sorted(found))
+
+
+def _weights(pattern: Sequence[bool], rows: Sequence[Total], groups: Sequence[int]) -> list[list[int]]:
+    """Of the sites of one block: in which totals each group of patients is."""
+    lines = [
+        [int(counted and group in row.groups) for counted, row in zip(pattern, rows, strict=True)] for group in groups
+    ]
+    return [list(line) for line in dict.fromkeys(map(tuple, lines)) if any(line)]
+
+
+def _is_seen(line: Sequence[int], columns: Sequence[Sequence[int]]) -> bool:
+    basis = range(len(columns[0]) if columns else 0)
+    return any(sum(columns[at][vector] for at, entry in enumerate(line) if entry) % PRIME for vector in basis)

@@ -5,7 +5,7 @@ after an error. Secrets live in this object only and are dropped with the last a
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar, cast
 
 import numpy as np
@@ -105,6 +105,12 @@ class SiteSide:
         self._held: dict[str, tuple[bytes, bytes]] = {}
         self._dealers: tuple[str, ...] = ()
         self._count: SignedCount | None = None
+
+    @property
+    def tables(self) -> Mapping[str, str]:
+        """The table word of every site in this attempt's key list, each signed by its site; known once shares are dealt."""
+        self._after("shares")
+        return dict(zip(self._listed.sites, self._listed.tables, strict=True))
 
     # -- the stages ----------------------------------------------------------------------------------------------
 

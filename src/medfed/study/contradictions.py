@@ -6,6 +6,8 @@ Every finding is "key: sentence", the key being the one that a reader would chan
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from medfed.errors import StudyError
+from medfed.study.formula import parse_formula
 from medfed.study.units import nearest
 
 if TYPE_CHECKING:
@@ -15,7 +17,9 @@ if TYPE_CHECKING:
 def contradictions(study: "Study") -> list[str]:
     """Every contradiction, in the order of the file's keys; empty where there is none."""
     return [
-        sentence for found in (_variables, _task, _cohort, _parts, _evaluation, _sites) for sentence in found(study)
+        sentence
+        for found in (_variables, _task, _formulas, _cohort, _parts, _privacy, _evaluation, _sites)
+        for sentence in found(study)
     ]
 
 
@@ -23,10 +27,13 @@ def _variables(study: "Study") -> Iterator[str]:
     for name, variable in study.variables.items():
         if name in ("outcome", "arm") and variable.role != name:
             yield f"variables.{name}: only the study's {name} can have this name; choose another"
+        if study.time and name in ("time", "event") and variable.role != {"time": "time", "event": "outcome"}[name]:
+            meant = "outcome" if name == "event" else "time"
+            yield f"variables.{name}: in a survival study only the {meant} can have this name; choose another"
         alike = [other for other in study.variables if other != name and other.lower() == name.lower()]
         if alike and name > alike[0]:
             yield f"variables.{name}: it differs from {alike[0]} in upper and lower case only; choose another"
-    for role in ("outcome", "arm", "part"):
+    for role in ("outcome", "arm", "part", "time", "weight"):
         named = [name for name, variable in study.variables.items() if variable.role == role]
         if len(named) > 1:
             yield f"variables.{named[1]}.role: {' and '.join(named)} both have the role {role!r}; a study has one"
@@ -39,12 +46,19 @@ def _variables(study: "Study") -> Iterator[str]:
 
 
 def _task(study: "Study") -> Iterator[str]:
+    if study.task.kind == "survival":
+        if study.time is None:
+            yield "task.kind: a survival study needs a variable with `role: time`, the time to the event or to the end"
+        if study.outcome and study.variables[study.outcome].type != "code":
+            yield f"variables.{study.outcome}.type: a survival study needs an outcome of type code: event or not by then"
+    elif study.time:
+        yield f"variables.{study.time}.role: a time belongs to a survival study; write `task: {{kind: survival}}`"
     if study.task.kind == "treatment_effect":
         if study.arm is None:
             yield "task.kind: a treatment_effect needs a variable with `role: arm`"
         if study.outcome and study.variables[study.outcome].type != "code":
             yield f"variables.{study.outcome}.type: a treatment_effect needs an outcome of type code"
-    elif not study.covariates:
+    elif study.task.kind == "risk_prediction" and not study.covariates:
         yield "variables: a risk_prediction needs at least one variable with `role: covariate`"
     if study.task.coding == "all_levels":
         for name in study.covariates:
@@ -53,6 +67,19 @@ def _task(study: "Study") -> Iterator[str]:
                     f"variables.{name}.reference: with `coding: all_levels` no level is left out; "
                     "remove the reference, or write `coding: reference`"
                 )
+
+
+def _formulas(study: "Study") -> Iterator[str]:
+    if not study.outcome:
+        return
+    for key, use in (("method", study.method), *((f"variants.{name}", use) for name, use in study.variants.items())):
+        text = use.settings.get("formula")
+        if text is None:
+            continue
+        try:
+            parse_formula(str(text), study.variables, study.outcome)
+        except StudyError as problem:
+            yield f"{key}.settings.formula: {problem}"
 
 
 def _cohort(study: "Study") -> Iterator[str]:
@@ -115,6 +142,28 @@ def _parts(study: "Study") -> Iterator[str]:
         yield f"parts.valid_fraction: {named} has a code `valid` of its own; remove one of the two"
 
 
+def _privacy(study: "Study") -> Iterator[str]:
+    """With an epsilon everything that leaves is paid for: what would be paid for many times, or can't be, is refused."""
+    if study.privacy.epsilon is None:
+        return
+    if study.protects == "none":
+        yield "privacy.epsilon: `protects: none` says that there is nobody to protect; remove one of the two"
+    if study.evaluation.design in ("cross_validation", "leave_one_site_out"):
+        yield (
+            f"evaluation.design: {study.evaluation.design} fits and judges many times, and an epsilon is charged each "
+            "time; with privacy.epsilon write `design: holdout` or `design: none`"
+        )
+    if study.evaluation.variants:
+        yield "evaluation.variants: each would be fitted and charged apart; with privacy.epsilon make it a study of its own"
+    if set(study.evaluation.compare) != {"federated"}:
+        yield (
+            "evaluation.compare: figures of one site, or of pooled rows, carry no noise; "
+            "with privacy.epsilon write `compare: [federated]`"
+        )
+    if study.task.kind == "treatment_effect":
+        yield "task.kind: a treatment_effect is counted exactly, without noise; remove privacy.epsilon"
+
+
 def _evaluation(study: "Study") -> Iterator[str]:
     evaluation, design = study.evaluation, study.evaluation.design
     for variant in evaluation.variants:
@@ -129,6 +178,8 @@ def _evaluation(study: "Study") -> Iterator[str]:
         return
     if study.task.kind == "treatment_effect":
         yield "evaluation.design: a treatment_effect is estimated, and predicts nobody's risk; write `design: none`"
+    elif study.task.kind == "survival":
+        yield "evaluation.design: a survival study has its own checks in the method; write `design: none`"
     elif study.outcome and study.variables[study.outcome].type == "number":
         yield "evaluation.design: risks of an event are judged, and this outcome is a number; write `design: none`"
     if design == "cross_validation" and study.parts.kind != "folds":

@@ -15,7 +15,8 @@ from medfed.canonical import canonical_json
 from medfed.declarations import validate
 from medfed.errors import StudyError
 from medfed.study.contradictions import contradictions
-from medfed.study.design import Column, Design
+from medfed.study.design import Column, Design, Formula
+from medfed.study.formula import default_formula, parse_formula
 from medfed.study.variables import Code, Text, Variable, text_in
 
 
@@ -82,7 +83,7 @@ class Cohort(Declared):
 class Task(Declared):
     """What is to be learned, and how code variables become features."""
 
-    kind: Literal["treatment_effect", "risk_prediction"]
+    kind: Literal["treatment_effect", "risk_prediction", "survival", "association"]
     coding: Literal["reference", "all_levels"] = "reference"
 
 
@@ -125,11 +126,33 @@ class Parts(Declared):
         return self
 
 
+DELTA = 1e-5
+
+
 class Privacy(Declared):
-    """How sums are protected. ``strongest``: as well as the installed engine can."""
+    """How sums are protected. ``strongest``: as well as the installed engine can.
+
+    epsilon, delta: differential privacy of every patient, added or removed, over all that a run releases at a site. With
+    an epsilon every sum carries noise, and what can't is refused before the run. delta: 1e-5 where only epsilon is given.
+    """
 
     sums: Literal["strongest", "plain"] = "strongest"
     minimum_cell: int = Field(default=10, ge=1)
+    epsilon: float | None = Field(default=None, gt=0, le=50)
+    delta: float | None = Field(default=None, gt=0, le=0.01)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_delta(cls, declared: Any) -> Any:
+        if isinstance(declared, Mapping) and declared.get("epsilon") is not None and declared.get("delta") is None:
+            return {**declared, "delta": DELTA}
+        return declared
+
+    @model_validator(mode="after")
+    def _both(self) -> Self:
+        if self.epsilon is None and self.delta is not None:
+            raise ValueError("delta: a delta needs an epsilon; give one, or remove the delta")
+        return self
 
 
 class Evaluation(Declared):
@@ -199,7 +222,10 @@ class Study(Declared):
 
         The order of variables and of a variable's codes does: it is that of the features and of their levels.
         """
-        return self._digest(self.model_dump(mode="json"))
+        content = self.model_dump(mode="json")
+        if self.privacy.epsilon is None:  # a study without noise keeps the hash that it had before there was any
+            del content["privacy"]["epsilon"], content["privacy"]["delta"]
+        return self._digest(content)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A changed study, checked as one from a file. Raises StudyError.
@@ -234,6 +260,16 @@ class Study(Declared):
         return self._with_role("arm")
 
     @cached_property
+    def time(self) -> str | None:
+        """Name of the time to the event or to the end of follow-up, in a survival study."""
+        return self._with_role("time")
+
+    @cached_property
+    def weight(self) -> str | None:
+        """Name of the variable that weights rows, if the study has one."""
+        return self._with_role("weight")
+
+    @cached_property
     def covariates(self) -> tuple[str, ...]:
         """Names of the covariates, in the study's order."""
         return tuple(name for name, variable in self.variables.items() if variable.role == "covariate")
@@ -243,22 +279,88 @@ class Study(Declared):
         """The feature columns that the study's variables become."""
         columns = [Column("intercept", "", "intercept", None, 0.0, 1.0)]
         for name, variable in self.variables.items():
-            if variable.role == "covariate" or (variable.role == "arm" and self.task.kind == "treatment_effect"):
+            if variable.role == "covariate" or (
+                variable.role == "arm" and self.task.kind in ("treatment_effect", "survival")
+            ):
                 columns += _columns_of(name, variable, self.task.coding)
         return Design(tuple(columns))
 
     @cached_property
+    def formulas(self) -> dict[str, Formula]:
+        """Formulas that were parsed, by text: see ``formula``."""
+        return {}
+
+    def formula(self, variant: str | None = None) -> Formula:
+        """The formula among the settings of the method, or of a variant; main effects of everything where none is.
+
+        Raises StudyError for one that can't be understood.
+        """
+        text = str(self.settings_of(variant).get("formula") or default_formula(self.variables))
+        if text not in self.formulas:
+            self.formulas[text] = parse_formula(text, self.variables, self.outcome)
+        return self.formulas[text]
+
+    @cached_property
+    def numbers(self) -> tuple[str, ...]:
+        """Names of the variables that are numbers, in the study's order."""
+        return tuple(name for name, variable in self.variables.items() if variable.type == "number")
+
+    @cached_property
+    def levels(self) -> tuple[tuple[str, str, int], ...]:
+        """(variable, code, index as stored) of every code of every coded variable; "" and -1: the code is missing."""
+        return tuple(
+            (name, code, index)
+            for name, variable in self.variables.items()
+            if variable.type == "code"
+            for index, code in (*enumerate(variable.codes or ()), (-1, ""))
+        )
+
+    @cached_property
     def sizes(self) -> dict[str, int | tuple[int]]:
-        """The study's sizes, by the names that steps use in shapes. (n,): chosen by an input, at most n."""
+        """The study's sizes, by the names that steps use in shapes. (n,): chosen by an input, at most n.
+
+        terms: columns of the formula; numbers, levels: variables and codes that are described; cells: ranges of
+        numbers that are asked about at once; groups: arms, or outcomes in a study without arms.
+        """
         sizes: dict[str, int | tuple[int]] = {
             "p": len(self.design.columns),
+            "terms": (max(self._terms(variant) for variant in (None, *self.variants)),),
+            "numbers": len(self.numbers),
+            "levels": len(self.levels),
+            "cells": (2048,),
+            "groups": len(self.variables[self.arm].codes or ()) if self.arm else 2,
             "outcomes": 2,
             "bins": (self.evaluation.bins,),
             "folds": (max(self.parts.folds or 1, 1),),
+            "described_codes": sum(len(variable.codes or ()) for variable in self.variables.values()),
+            "described_numbers": sum(variable.type == "number" for variable in self.variables.values()),
         }
         if self.arm:
             sizes["arms"] = len(self.variables[self.arm].codes or ())
+        if self.time:
+            sizes |= self._survival_sizes(self.variables[self.time].intervals)
         return sizes
+
+    def _survival_sizes(self, intervals: int) -> dict[str, int | tuple[int]]:
+        """times: intervals of the declared grid; time_cells: neighbours of it merged; slopes: features but the intercept;
+        indicators: those of them that are 0 or 1; compared: levels of the code variable that curves are compared by.
+        """
+        columns = self.design.columns
+        levels = [len(variable.codes or ()) for variable in self.variables.values()]
+        return {
+            "times": intervals,
+            "time_cells": (intervals,),
+            "slopes": len(columns) - 1,
+            "indicators": sum(column.kind == "indicator" for column in columns),
+            "compared": (max([1, *levels]),),
+        }
+
+    def _terms(self, variant: str | None) -> int:
+        """How many columns a formula has; of the one that stands where none is given, without building them."""
+        if self.settings_of(variant).get("formula"):
+            return len(self.formula(variant).columns)
+        named = [variable for variable in self.variables.values() if variable.role in ("arm", "covariate")]
+        return 1 + sum(len(v.codes or ()) - 1 + (v.missing == "unknown") if v.type == "code" else 1 for v in named)
 
     @property
     def rows_at_most(self) -> int:

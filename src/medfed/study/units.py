@@ -72,6 +72,11 @@ def _is_unit(unit: str) -> bool:
     return True
 
 
+def is_unit_of_time(unit: str) -> bool:
+    """Whether a unit that pint can read measures time."""
+    return dict(unit_registry().get_dimensionality(unit)) == {"[time]": 1}
+
+
 def absolute_zero(unit: str) -> float | None:
     """The lowest temperature there is, on a scale such as degC; None for other units, and for kelvin differences."""
     registry = unit_registry()

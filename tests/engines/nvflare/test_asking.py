@@ -18,11 +18,12 @@ from medfed.canonical import pack
 from medfed.engines.nvflare.envelope import Message
 from medfed.engines.nvflare.reasons import NO_STUDY, is_public
 from medfed.engines.nvflare.site_service import STARTER, SiteService
+from medfed.federation.admission import ALONE, ENOUGH_CALLS, NOT_APPROVED_STEP, PACKAGE_CHANGED
 from medfed.federation.approval import revoke
-from medfed.federation.door import ALONE, ENOUGH_CALLS, NOT_APPROVED_STEP, OTHER_QUESTION, PACKAGE_CHANGED
 from medfed.federation.keys import load_signing_key, new_signing_key
 from medfed.federation.ledger import open_store
 from medfed.federation.packages import Package
+from medfed.federation.secure_site import OTHER_QUESTION
 from medfed.study import Study
 
 BOTH = ["north", "south"]

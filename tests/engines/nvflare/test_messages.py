@@ -19,7 +19,9 @@ from medfed.engines.nvflare.envelope import CLOCKS_APART_SECONDS, Message, Seale
 from medfed.engines.nvflare.frames import HEADER_AT_MOST, BadMessage
 from medfed.engines.nvflare.inbox import Inbox
 from medfed.engines.nvflare.site_service import JOBS_AT_MOST, STUDIES_AT_MOST, SiteService
+from medfed.federation.budget import Charge
 from medfed.federation.keys import new_signing_key
+from medfed.privacy.accounting import Event
 
 TRAVERSALS = ["../../etc/passwd", "/etc/passwd", "..", "a/../../b", "\x00", "x" * 5000, "%2e%2e/", "~root", ""]
 
@@ -211,10 +213,14 @@ def test_a_call_cannot_name_a_file_of_the_site_as_its_inputs(
         return {"state": "failure", "kind": "refused", "reason": "x"}, b""
 
     monkeypatch.setattr(site_service._Steps, "answer", answer)
-    message = call_of(study.hash, inputs_file="/etc/passwd", inputs_hash="0" * 64, extra={"deep": 1}, wait=5)
+    charge = Charge(Event(1.9, 0.05)).text
+    message = call_of(
+        study.hash, charge=charge, inputs_file="/etc/passwd", inputs_hash="0" * 64, extra={"deep": 1}, wait=5
+    )
     put(service, sealer, message)
     assert len(passed) == 1
     assert set(passed[0]) == {*site_service.CALL_FIELDS, "inputs_hash"}
+    assert passed[0]["charge"] == charge
     assert passed[0]["inputs_hash"] == hashlib.sha256(message.blob).hexdigest()
 
 

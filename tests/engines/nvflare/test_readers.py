@@ -9,7 +9,7 @@ import stat
 import struct
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from joined import Joined, make_joined
 
-from medfed.canonical import unpack
+from medfed.canonical import pack, unpack
 from medfed.engines.nvflare.frames import (
     BLOB_AT_MOST,
     HEADER_AT_MOST,
@@ -31,7 +31,9 @@ from medfed.engines.nvflare.frames import (
 from medfed.engines.nvflare.kit import Kit, open_kit, seal_kit
 from medfed.engines.nvflare.wire import CALL_FIELDS, call_blob, call_content, read_call, read_failure
 from medfed.errors import FederationError, LedgerError
-from medfed.federation.call import Call, Failure, Own
+from medfed.federation.budget import Charge
+from medfed.federation.call import Call, Failure, Opening, Own
+from medfed.privacy.accounting import Event
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +129,10 @@ def test_a_socket_is_closed_to_others_and_a_stale_one_is_replaced(tmp_path: Path
 
 # -- calls -----------------------------------------------------------------------------------------------------------
 
-CALL = Call("a" * 64, "main/0/evaluation", 3, "medfed:medfed.methods.newton.logistic_terms", 1, "train", ("north", "south"), {"beta": np.zeros(3)})  # fmt: skip
+CALL = Call(
+    "a" * 64, "main/0/evaluation", 3, "medfed:medfed.methods.newton.logistic_terms", 1, "train", ("north", "south"),
+    {"beta": np.zeros(3)}, charge=Charge(Event(1.9, 0.05), draws=3),
+)  # fmt: skip
 OWN = Own("a" * 16 + "|main|1|medfed:x.y|0", None, {"each": np.ones(2)})
 CONTENT = call_content(CALL) | {"kept": OWN.kept, "settled": OWN.settled}
 ODD: list[Any] = [
@@ -152,6 +157,29 @@ ODD: list[Any] = [
 ]
 
 
+def test_a_message_of_a_secure_sum_is_read_as_it_was_written_and_nothing_else_is_read() -> None:
+    opening = Opening(2, "count", "b" * 64, b"counts")
+    call = replace(CALL, protection="secure", phase="open", inputs={}, opening=opening)
+    for message in (None, b"", b"keys"):
+        own = Own(OWN.kept, None, {}, message)
+        content = call_content(call) | {"kept": own.kept, "settled": None}
+        assert set(content) == set(CALL_FIELDS)
+        read, mine = read_call(content, call_blob(call, own))
+        assert (read.opening, read.digest, mine) == (opening, "b" * 64, own)
+    asked = content["opening"]
+    for odd in ODD:
+        for changed in (odd, asked | {"attempt": odd}, asked | {"purpose": odd}, asked | {"asked": odd}):
+            if changed in (asked | {"attempt": 2**31},):
+                continue
+            with pytest.raises(BadMessage):
+                read_call(content | {"opening": changed}, call_blob(call, own))
+    for blob in (call_blob(CALL, OWN), pack({}), pack({"shown": np.zeros(3)}), pack({"shown": "text"}), b"x"):
+        with pytest.raises(BadMessage):
+            read_call(content, blob)
+    with pytest.raises(BadMessage, match="another phase"):
+        read_call(CONTENT | {"opening": asked}, call_blob(CALL, OWN))
+
+
 def test_a_call_is_read_as_it_was_written_and_nothing_else_is_read() -> None:
     call, own = read_call(CONTENT, call_blob(CALL, OWN))
     assert (call.key, call.digest, own.kept) == (CALL.key, CALL.digest, OWN.kept)
@@ -159,10 +187,12 @@ def test_a_call_is_read_as_it_was_written_and_nothing_else_is_read() -> None:
     rng = random.Random(7)
     allowed = {
         "variant": {None, "x"},
+        "charge": {None},
         "part": set(),
         "roster": set(),
         "kept": {None},
         "settled": {None},
+        "opening": {None},
         "run": {"x"},
         "step": {""},
     }

@@ -22,6 +22,7 @@ from medfed.data.build import build_table
 from medfed.data.quality import Quality
 from medfed.data.site_folder import SiteFolder, load_site, write_pseudonym_key
 from medfed.data.table import StudyTable
+from medfed.engines.site_roster import ROSTER_FILE, add_to_roster, read_roster
 from medfed.errors import MedfedError
 from medfed.evaluation.consortium_run import ConsortiumRun, run_consortium
 from medfed.evaluation.monitor import Applied, FedBack, apply_model, feed_back
@@ -29,7 +30,7 @@ from medfed.evaluation.quality_page import render as render_quality
 from medfed.evaluation.report import write_report
 from medfed.evaluation.study_run import step_names
 from medfed.federation.approval import approve, packages_of
-from medfed.federation.keys import load_signing_key, write_signing_key
+from medfed.federation.keys import load_signing_key, public_hex, write_signing_key
 from medfed.federation.ledger import append_event, open_store, verify_ledger
 from medfed.federation.policy import POLICY_TEMPLATE
 from medfed.federation.runner import Listener
@@ -66,6 +67,7 @@ def prepare(folder: Path, *, fresh: bool) -> bool:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MARK).write_text("made by `medfed demo`; a later demo replaces everything but the exports\n")
     shutil.rmtree(folder / "coordinator", ignore_errors=True)
+    (folder / ROSTER_FILE).unlink(missing_ok=True)
     for path in exports.values():
         for entry in path.parent.glob("*") if path.parent.exists() else ():
             if entry.name == "data" and keep:
@@ -84,7 +86,8 @@ def set_up_site(folder: Path, name: str) -> SiteFolder:
     write_atomically(home / "policy.yaml", policy.encode())
     # The trial is public. A fixed key gives the same folds, and so the same figures, every time.
     write_pseudonym_key(home, hashlib.sha256(f"medfed demo {name}".encode()).digest())
-    write_signing_key(home / "keys")
+    key = write_signing_key(home / "keys")
+    add_to_roster(home, name, public_hex(key))
     return load_site(home)
 
 
@@ -95,6 +98,7 @@ def approve_study(site: SiteFolder, study: Study, table: StudyTable, key: Any) -
         approve(
             db, site=site.name, study=study, steps=names, packages=packages_of(names), table_version=table.version,
             until=(date.today() + timedelta(days=180)).isoformat(), key=key, at=_now(), officer="demo officer",
+            roster=read_roster(site),
         )  # fmt: skip
 
 
@@ -156,7 +160,7 @@ def walk(
     write_report(first.report, first.folder)
     say(Step("Does indomethacin prevent pancreatitis?", tuple(str(path) for path in first.files)))
     second = run_consortium(folder, risk, "risk", listener=listener)
-    say(Step("Who is at risk? Local, federated and pooled, side by side", tuple(str(path) for path in second.files)))
+    say(Step("Who is at risk? Federated and pooled, side by side", tuple(str(path) for path in second.files)))
 
     receiver = sites[RECEIVER]
     model = load_model(second.models["main"])
@@ -164,7 +168,7 @@ def walk(
     with closing(open_store(receiver.ledger_path, "call")) as db:
         record = canonical_json({"model": applied.model, "predicted": applied.predicted}).encode()
         append_event(db, receiver.name, "prediction", risk.hash, record, at=_now())
-    say(Step("The model is applied at a hospital that could not contribute", (str(applied.path),)))
+    say(Step("The model goes back to a hospital whose patients helped to fit it", (str(applied.path),)))
     outcomes = write_followup(folder)
     fed_back = feed_back(receiver, risk, model, outcomes)
     say(Step("Its outcomes are fed back", (str(outcomes),)))

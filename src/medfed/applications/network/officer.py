@@ -11,6 +11,7 @@ from pathlib import Path
 from medfed.data.build import build_table
 from medfed.data.site_folder import load_site
 from medfed.engines.nvflare.inbox import Inbox
+from medfed.engines.site_roster import read_roster
 from medfed.errors import MedfedError
 from medfed.evaluation.study_run import step_names
 from medfed.federation.approval import approve, packages_of
@@ -41,6 +42,7 @@ def build_and_approve(folder: Path, study: Study) -> None:
             db, site=site.name, study=study, steps=names, packages=packages_of(names), table_version=table.version,
             until=(date.today() + timedelta(days=180)).isoformat(), key=load_signing_key(site.keys),
             at=datetime.now(UTC).isoformat(timespec="seconds"), officer="demo officer",
+            roster=read_roster(site),
         )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from medfed.applications.indomethacin.walkthrough import HOSPITALS, set_up_site
 from medfed.applications.network.officer import build_and_approve
 from medfed.applications.network.party import Party, copy_site, free_port, separate_users, wait_until
 from medfed.canonical import pack
+from medfed.engines.site_roster import ROSTER_FILE
 from medfed.engines.standing import network_standing
 from medfed.errors import MedfedError
 from medfed.evaluation.consortium_run import run_consortium
@@ -298,6 +299,8 @@ def _one(
     for site in sites:
         (alone / "sites" / site).mkdir(parents=True)
         copy_site(folder / "sites" / site, alone / "sites" / site)
+    if (folder / ROSTER_FILE).exists():
+        shutil.copy2(folder / ROSTER_FILE, alone / ROSTER_FILE)
     demo = Demo(folder, name, sites, studies, say, lang)
     if demo.why_one_user:
         say(Said("One system user for all parties", (demo.why_one_user,)))

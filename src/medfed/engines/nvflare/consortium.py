@@ -20,6 +20,9 @@ from medfed.canonical import write_atomically
 from medfed.declarations import read_text, read_yaml, validate
 from medfed.engines.nvflare.wire import is_site_name
 from medfed.errors import FederationError
+from medfed.federation.keys import SIGNING_KEY, load_signing_key, public_hex
+from medfed.privacy import Roster, sign_roster
+from medfed.privacy.roster import MINIMUM_SITES
 from medfed.study.variables import Text, text_in
 
 Scheme = Literal["tcp", "grpc", "http"]
@@ -129,6 +132,7 @@ class Network:
         self.server = self.folder / "nvflare" / "server"
         self.admin = self.folder / "nvflare" / "admin"
         self.job = self.folder / "nvflare" / "job"
+        self.authority = self.folder / "authority"
         self.roster_path = self.folder / "roster.json"
         self.relay = self.run / "relay"
         self.state_path = self.run / "state.json"
@@ -153,6 +157,17 @@ class Network:
 
     def joined(self) -> dict[str, Member]:
         return {name: member for name, member in self.members().items() if member.state == "joined"}
+
+    def authority_key(self) -> str:
+        """The public key that vouches for the sites' keys; "" in a consortium that was made without one."""
+        return public_hex(load_signing_key(self.authority)) if (self.authority / SIGNING_KEY).exists() else ""
+
+    def signed_roster(self) -> dict[str, Any] | None:
+        """Names and keys of all sites that have joined, signed by the authority; None of fewer than three."""
+        keys = {name: member.public_key for name, member in self.joined().items()}
+        if len(keys) < MINIMUM_SITES or not self.authority_key():
+            return None
+        return asdict(sign_roster(Roster.of(keys), load_signing_key(self.authority)))
 
     def title(self, site: str, lang: str) -> str:
         """What people read: as consortium.yaml has it now, else as it was when the site was invited."""

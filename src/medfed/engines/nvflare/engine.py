@@ -19,7 +19,7 @@ from typing import Any
 
 from medfed.data.table import StudyTable
 from medfed.engines.facts import Heads, SiteFacts
-from medfed.engines.nvflare.channel import Channel, Unanswered, coordinator_sealer, hash_of, payload_of
+from medfed.engines.nvflare.channel import Channel, Unanswered, coordinator_sealer, hash_of, line_to, payload_of
 from medfed.engines.nvflare.consortium import Network
 from medfed.engines.nvflare.envelope import Message
 from medfed.engines.nvflare.frames import CHUNK, SWITCH_SECONDS, BadMessage
@@ -27,6 +27,8 @@ from medfed.engines.nvflare.parts import PARTS_MISSING, Incoming
 from medfed.engines.nvflare.wire import (
     call_blob,
     call_content,
+    is_hash,
+    is_site_name,
     one_line,
     read_failure,
     read_figure,
@@ -35,6 +37,7 @@ from medfed.engines.nvflare.wire import (
 )
 from medfed.errors import FederationError
 from medfed.federation.call import Answer, Call, Failure, Own, Protection, Waiting
+from medfed.federation.opening import common_roster, secure_roster
 from medfed.study import Study
 
 log = logging.getLogger("medfed.engine")
@@ -44,6 +47,7 @@ LONG_POLL = 8.0
 AGAIN_AFTER = 0.25
 FACTS_WAIT = 5.0
 STANDS_STILL_AT_MOST = 600.0
+ROSTER_WAIT = 10.0
 # A site that was left out is asked again with every call, but not waited for.
 GRACE_FOR_THE_AWAY = 2.0
 
@@ -59,6 +63,9 @@ NOT_INVITED = "the site was not invited into this consortium"
 REMOVED = "the site was removed"
 NOT_JOINED = "the site has a kit but has not joined yet"
 NOT_ASKED = "the coordinator could not ask the site"
+NOBODY_TO_ASK = (
+    "no site can be asked whether sums may be secure, so nothing was started; `medfed status` says how they stand"
+)
 STILL_WORKING = "the site was still working when the deadline ({minutes} min) had passed"
 STILL_AWAY = "{why}, and the deadline ({minutes} min) has passed"
 
@@ -76,8 +83,6 @@ class _Asked:
 class Networked:
     """Carries calls to the sites of a network. ``on_wait`` is told when a site is not simply answering."""
 
-    protections: tuple[Protection, ...] = ("plain",)
-
     def __init__(self, consortium: Path, study: Study) -> None:
         self.network = Network(consortium)
         self.study = study
@@ -93,6 +98,7 @@ class Networked:
         # A folder for each site: two of them may send the same bytes.
         self._incoming = {site: Incoming(self.network.folder / "incoming" / site) for site in self._channels}
         self._away: set[str] = set()
+        self._approved: dict[str, str] | None = None
         self._reasons: dict[str, str] = {}
         self._closing = threading.Event()
         self._pool = ThreadPoolExecutor(max(len(self._channels), 1), thread_name_prefix="site")
@@ -107,6 +113,52 @@ class Networked:
     def public_keys(self) -> dict[str, str]:
         return {site: self.members[site].public_key for site in self._channels}
 
+    @property
+    def roster(self) -> dict[str, str]:
+        """The sites that all who have approved the study, approved to be summed with, and their keys; asked once.
+
+        FederationError where no site can be asked within the study's deadline: nobody then knows how sums are protected.
+        """
+        if self._approved is None:
+            found = self._standings() if self.study.privacy.sums == "strongest" else {}
+            rosters = [roster for state, roster in found.values() if state == "approved"]
+            self._approved = common_roster([*rosters, self.public_keys]) if rosters else {}
+        return self._approved
+
+    def _standings(self) -> dict[str, tuple[str, dict[str, str]]]:
+        """Where the sites stand on the study, and the roster that each approved: of all that can be asked before long."""
+        found: dict[str, tuple[str, dict[str, str]]] = {}
+        start = time.monotonic()
+        while len(found) < len(self._channels):
+            waited = time.monotonic() - start
+            if waited > (ROSTER_WAIT if found else self.study.sites.deadline_seconds):
+                break
+            missing = [site for site in self._channels if site not in found]
+            for site, standing in zip(missing, self._pool.map(self._approved_by, missing), strict=True):
+                if standing is not None:
+                    found[site] = standing
+            if len(found) < len(self._channels) and self._closing.wait(AGAIN_AFTER):
+                break
+        if self._channels and not found:
+            raise FederationError(NOBODY_TO_ASK)
+        return found
+
+    @property
+    def protections(self) -> tuple[Protection, ...]:
+        return ("plain", "secure") if secure_roster(self.study, self.roster) else ("plain",)
+
+    def _approved_by(self, site: str) -> tuple[str, dict[str, str]] | None:
+        """Where a site stands on the study, and the roster that it approved; None where it does not answer."""
+        try:
+            with line_to(self.network.relay, self._sealer, site, self.members[site].public_key) as line:
+                line.relay = self._channels[site].relay
+                found = line.ask(Message("standing", {"study": self.study.hash}), timeout=FACTS_WAIT).content
+        except (Unanswered, KeyError):
+            return None
+        roster = found.get("roster")
+        sound = isinstance(roster, dict) and all(is_site_name(name) and is_hash(key) for name, key in roster.items())
+        return str(found.get("state", "")), dict(roster) if isinstance(roster, dict) and sound else {}
+
     def exchange(
         self, call: Call, own: Mapping[str, Own], deadline: float | None = None
     ) -> Iterator[tuple[str, Answer | Failure]]:
@@ -114,7 +166,8 @@ class Networked:
         seconds = deadline if deadline is not None else self.study.sites.deadline_seconds
         answers: queue.SimpleQueue[tuple[str, Answer | Failure]] = queue.SimpleQueue()
         shared = call_content(call)
-        common = call_blob(call, Own()) if not any(mine.each for mine in own.values()) else None
+        alike = call.opening is None and not any(mine.each for mine in own.values())
+        common = call_blob(call, Own()) if alike else None
         known = call.inputs_digest if common is not None else ""
         self._leave_out_the_removed()
         for site, mine in own.items():

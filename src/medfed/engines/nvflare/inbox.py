@@ -151,7 +151,8 @@ class Inbox:
             return found | {"state": "declined", "reason": bytes(last[1]).decode(errors="replace")}
         if not isinstance(approval, Approval):
             return found | {"state": "withdrawn", "reason": approval}
-        found |= {"state": "approved", "until": approval.until, "table_version": approval.table_version}
+        found |= {"state": "approved", "until": approval.until, "table_version": approval.table_version,
+                  "roster": dict(approval.roster)}  # fmt: skip
         if date.today().isoformat() > approval.until:
             found["state"] = "ended"
         if version and version != approval.table_version:

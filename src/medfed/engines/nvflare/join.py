@@ -18,7 +18,7 @@ HALTED = "halted"
 
 @dataclass(frozen=True)
 class Membership:
-    """What a site knows of its consortium, without the secrets. coordinator_key: Ed25519, hex."""
+    """What a site knows of its consortium, without the secrets. coordinator_key, authority: Ed25519, hex."""
 
     consortium: str
     name: str
@@ -27,6 +27,7 @@ class Membership:
     port: int
     scheme: str
     coordinator_key: str
+    authority: str = ""
 
 
 class SiteNetwork:
@@ -115,7 +116,9 @@ def join(site: SiteFolder, kit: Kit) -> Membership:
     pair = Pair(kit.certificate.encode(), kit.key.encode())
     if not belongs_together(pair.certificate, pair.key, kit.root.encode(), site.name):
         raise FederationError("the kit's certificate, key and root don't belong together; ask for a new kit")
-    membership = Membership(kit.consortium, kit.name, kit.site, kit.host, kit.port, kit.scheme, kit.coordinator_key)
+    membership = Membership(
+        kit.consortium, kit.name, kit.site, kit.host, kit.port, kit.scheme, kit.coordinator_key, kit.authority
+    )
     made = not network.folder.exists()
     try:
         private_folder(network.folder)

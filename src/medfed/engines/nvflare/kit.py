@@ -25,7 +25,10 @@ _HOST = re.compile(r"[A-Za-z0-9.-]{1,63}")
 
 @dataclass(frozen=True)
 class Kit:
-    """All that a site needs to join: where the coordinator is, whom to trust, its first certificate, a secret to enrol."""
+    """All that a site needs to join: where the coordinator is, whom to trust, its first certificate, a secret to enrol.
+
+    authority: the public key that vouches for the keys of the consortium's sites.
+    """
 
     consortium: str
     name: str
@@ -38,6 +41,7 @@ class Kit:
     certificate: str
     key: str
     enrolment: str
+    authority: str = ""
 
 
 def new_code() -> str:
@@ -99,6 +103,7 @@ def _is_sound(kit: Kit) -> bool:
     port = isinstance(kit.port, int) and not isinstance(kit.port, bool) and 0 < kit.port < 65536
     names = is_site_name(kit.site) and is_site_name(kit.name) and _HOST.fullmatch(kit.host) is not None
     keys = is_hash(kit.coordinator_key) and is_hash(kit.enrolment) and kit.consortium.isalnum()
+    keys = keys and (is_hash(kit.authority) or not kit.authority)
     return port and names and keys and kit.scheme in ("tcp", "grpc", "http")
 
 

@@ -21,7 +21,8 @@ def propose(network: Network, study: Study, note: str) -> dict[str, dict[str, An
     folder = private_folder(_folder(network))
     entry = {"study": study.model_dump_json(), "note": note, "sites": list(study.sites.invited)}
     write_atomically(folder / f"{study.hash}.json", json.dumps(entry, ensure_ascii=False).encode(), mode=0o600)
-    return _ask_all(network, study, Message("propose", {"study": study.model_dump_json(), "note": note}))
+    content = {"study": study.model_dump_json(), "note": note, "roster": network.signed_roster()}
+    return _ask_all(network, study, Message("propose", content))
 
 
 def standings(network: Network, study: Study) -> dict[str, dict[str, Any]]:
@@ -35,7 +36,8 @@ def deliver(network: Network, sealer: Sealer, site: str, public_key: str) -> Non
         entry: Mapping[str, Any] = json.loads(path.read_text())
         if site in entry["sites"]:
             with line_to(network.relay, sealer, site, public_key) as line:
-                line.ask(Message("propose", {"study": entry["study"], "note": entry["note"]}), timeout=15.0)
+                content = {"study": entry["study"], "note": entry["note"], "roster": network.signed_roster()}
+                line.ask(Message("propose", content), timeout=15.0)
 
 
 def _folder(network: Network) -> Path:

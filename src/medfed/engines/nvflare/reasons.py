@@ -8,7 +8,18 @@ import re
 from string import Formatter
 
 from medfed.engines import site_folders
-from medfed.federation import door, execution, federation, gate
+from medfed.federation import (
+    admission,
+    budget,
+    door,
+    execution,
+    federation,
+    gate,
+    opening,
+    openings,
+    private,
+    secure_site,
+)
 from medfed.federation.call import Failure
 
 STEP_ENDED = "the process of the step ended twice, most likely for want of memory; the site's own log has the details"
@@ -31,7 +42,6 @@ SENTENCES = {
     "the study table is not the version that was approved; build, check and approve again",
     "the policy pins another version of the package that holds the step",
     "this is not the study that the site approved: its hash differs",
-    "this site sums in plain; a call that says otherwise is not answered",
     "the call does not name a run, a round and an ordinal as medfed writes them",
     "the roster names a site twice",
     "the roster names sites that the study does not invite",
@@ -55,7 +65,7 @@ TEMPLATES = (
 
 _FIXED = SENTENCES | {
     value
-    for module in (door, execution, federation, gate, site_folders)
+    for module in (admission, budget, door, execution, federation, gate, opening, openings, private, secure_site, site_folders)
     for name, value in vars(module).items()
     if name.isupper() and isinstance(value, str)
 } | {STEP_ENDED, NOT_ANSWERED, NO_STUDY, DISK, KEEP_GONE}  # fmt: skip
@@ -80,9 +90,17 @@ _TEMPLATES = [
 ]
 
 
+# A message of a secure sum that the protocol does not allow is told in the protocol's words: it knows no rows.
+_PROTOCOL = re.compile(r"secure sum: [^\x00-\x1f\x7f]{1,1000}")
+
+
 def is_public(reason: str) -> bool:
     """Whether a sentence may leave a site."""
-    return reason in _FIXED or any(pattern.fullmatch(reason) for pattern in _TEMPLATES)
+    return (
+        reason in _FIXED
+        or _PROTOCOL.fullmatch(reason) is not None
+        or any(pattern.fullmatch(reason) for pattern in _TEMPLATES)
+    )
 
 
 def public(failure: Failure) -> Failure:

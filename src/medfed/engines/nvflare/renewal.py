@@ -27,6 +27,7 @@ def create(network: Network, declared: Consortium) -> None:
         private_folder(network.folder)
         private_folder(network.run)
         write_signing_key(network.keys)
+        write_signing_key(network.authority)
         make_root(declared.name).write(network.keys, "root")
         root = Root.load(network.keys)
         pem = (network.keys / "root.crt").read_bytes()
@@ -62,7 +63,7 @@ def invite(network: Network, declared: Consortium, site: str) -> tuple[Path, str
         consortium=network.identity(), name=declared.name, site=site, host=address.host, port=address.port,
         scheme=address.scheme, coordinator_key=public_hex(load_signing_key(network.keys)),
         root=(network.keys / "root.crt").read_text(), certificate=pair.certificate.decode(), key=pair.key.decode(),
-        enrolment=enrolment,
+        enrolment=enrolment, authority=network.authority_key(),
     )  # fmt: skip
     path = private_folder(network.kits) / f"{site}.kit"
     data = seal_kit(kit, code)

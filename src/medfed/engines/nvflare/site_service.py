@@ -34,6 +34,7 @@ from medfed.engines.nvflare.processes import ServiceLock, end_tree, nvflare_envi
 from medfed.engines.nvflare.reasons import NO_STUDY, NOT_ANSWERED, STEP_ENDED
 from medfed.engines.nvflare.wire import CALL_FIELDS, failure_content, is_hash, one_line
 from medfed.engines.site_folders import HALTED
+from medfed.engines.site_roster import keep_network_roster
 from medfed.errors import MedfedError
 from medfed.federation.call import RUN_PATH, Failure
 from medfed.federation.keys import load_signing_key
@@ -228,6 +229,8 @@ class SiteService:
             return {"state": "part"}, self._fetch(_hash(content, "payload"), _count(content, "index"))
         if message.kind == "propose":
             study = self.inbox.receive(str(content.get("study")), str(content.get("note", "")), now())
+            if content.get("roster") is not None:
+                keep_network_roster(self.site, content["roster"], self.member.authority)
             return {"state": "received", "hash": study.hash, **self.inbox.standing(study)}, b""
         if message.kind in ("standing", "facts"):
             found = self.inbox.study(_hash(content, "study"))

@@ -67,6 +67,8 @@ class StepProcess:
             if not is_public(found.reason):
                 log.warning("site %s, %s: %s", self.site.name, call.step, found.reason)
             return failure_content(public(found)), b""
+        if len(found.data) > IN_ROW and call.phase == "open":
+            doors.store.blobs.place(bytes(found.data))  # what is sealed lies there already; a message does not
         return _answer(found)
 
     def _open(self, call: Call) -> Doors | str:

@@ -8,10 +8,24 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any, cast, get_args
 
+import numpy as np
+
 from medfed.canonical import pack, unpack
 from medfed.engines.nvflare.frames import BadMessage
 from medfed.errors import LedgerError
-from medfed.federation.call import PART, RUN_PATH, Call, Failure, FailureKind, Own, Phase, Protection
+from medfed.federation.budget import Charge, charge_of
+from medfed.federation.call import (
+    PART,
+    RUN_PATH,
+    Call,
+    Failure,
+    FailureKind,
+    Opening,
+    Own,
+    Phase,
+    Protection,
+    Purpose,
+)
 from medfed.federation.ledger import Released
 
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -34,16 +48,24 @@ def call_content(call: Call) -> dict[str, Any]:
         "variant": call.variant,
         "protection": call.protection,
         "phase": call.phase,
-    }
+        "opening": None if call.opening is None else {
+            "attempt": call.opening.attempt, "purpose": call.opening.purpose, "asked": call.opening.asked,
+        },
+        **({"charge": call.charge.text} if call.charge is not None else {}),
+    }  # fmt: skip
 
 
 CALL_FIELDS = (
-    "study", "run", "round", "step", "ordinal", "part", "roster", "variant", "protection", "phase", "kept", "settled",
+    "study", "run", "round", "step", "ordinal", "part", "roster", "variant", "protection", "phase", "opening", "charge",
+    "kept", "settled",
 )  # fmt: skip
 
 
 def call_blob(call: Call, own: Own) -> bytes:
-    """The arrays of a call: its inputs, and this site's own."""
+    """The arrays of a call: its inputs, and this site's own. Of one that opens a sum: the counts that are shown, and the message."""
+    if call.opening is not None:
+        parts = {"shown": call.opening.shown} | ({} if own.message is None else {"message": own.message})
+        return pack({name: np.frombuffer(data, np.uint8) for name, data in parts.items()})
     return pack({"inputs": dict(call.inputs), "each": dict(own.each)}) if own.each else call.inputs_packed
 
 
@@ -67,7 +89,15 @@ def read_call(content: Mapping[str, Any], blob: bytes, blob_hash: str = "") -> t
         raise BadMessage("a call has no roster, or one that is too long")
     if not all(isinstance(site, str) and _NAME.fullmatch(site) for site in roster):
         raise BadMessage("a call's roster has something that is no site's name")
-    inputs, each = _trees(blob)
+    opening, message = None, None
+    inputs: Mapping[str, Any] = {}
+    each: Mapping[str, Any] = {}
+    if phase == "open":
+        opening, message = _opening(content.get("opening"), blob)
+    elif content.get("opening") is not None:
+        raise BadMessage("a call opens a sum in another phase")
+    else:
+        inputs, each = _trees(blob)
     call = Call(
         study=study,
         run=run,
@@ -80,16 +110,40 @@ def read_call(content: Mapping[str, Any], blob: bytes, blob_hash: str = "") -> t
         variant=variant,
         protection=cast(Protection, protection),
         phase=cast(Phase, phase),
-        inputs_hash="" if each else blob_hash,
+        opening=opening,
+        charge=_charge(content),
+        inputs_hash="" if each or opening else blob_hash,
     )
-    return call, Own(_key(content, "kept"), _key(content, "settled"), each)
+    return call, Own(_key(content, "kept"), _key(content, "settled"), each, message)
+
+
+def _opening(value: object, blob: bytes) -> tuple[Opening, bytes | None]:
+    """Which attempt a message of a secure sum belongs to, the counts that it shows, and the message itself."""
+    if not isinstance(value, dict) or value.get("purpose") not in get_args(Purpose) or not is_hash(value.get("asked")):
+        raise BadMessage("a call that opens a sum does not say what it opens")
+    parts = _tree(blob)
+    shown, message = parts.get("shown"), parts.get("message")
+    for array in parts.values():
+        if not isinstance(array, np.ndarray) or array.dtype != np.uint8:
+            raise BadMessage("a message of a secure sum is no bytes")
+    if set(parts) - {"shown", "message"} or shown is None:
+        raise BadMessage("a message of a secure sum is not as medfed writes it")
+    opening = Opening(_number(value, "attempt"), value["purpose"], str(value["asked"]), shown.tobytes())
+    return opening, None if message is None else message.tobytes()
+
+
+def _charge(content: Mapping[str, Any]) -> Charge | None:
+    """The noise that a call asks for, in a study with an epsilon; the site's door holds it to the study."""
+    if content.get("charge") is None:
+        return None
+    try:
+        return charge_of(_text(content, "charge", 200))
+    except LedgerError:
+        raise BadMessage("a call does not state its noise as medfed writes it") from None
 
 
 def _trees(blob: bytes) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    try:
-        tree = unpack(blob)
-    except LedgerError:
-        raise BadMessage("the inputs of a call are damaged or no arrays") from None
+    tree = _tree(blob)
     inputs, each = tree.get("inputs", {}), tree.get("each", {})
     if set(tree) - {"inputs", "each"} or not isinstance(inputs, dict) or not isinstance(each, dict):
         raise BadMessage("the inputs of a call are not as medfed writes them")
@@ -97,6 +151,13 @@ def _trees(blob: bytes) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         if not hasattr(value, "dtype"):
             raise BadMessage("an input of a call is no array")
     return inputs, each
+
+
+def _tree(blob: bytes) -> dict[str, Any]:
+    try:
+        return unpack(blob)
+    except LedgerError:
+        raise BadMessage("the inputs of a call are damaged or no arrays") from None
 
 
 def failure_content(failure: Failure) -> dict[str, Any]:

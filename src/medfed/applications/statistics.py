@@ -1,0 +1,152 @@
+"""Statistics of a consortium in three lines: open it, ask, print.
+
+    hospitals = open_consortium("hospitals", "hospitals/study.yaml")
+    fit = hospitals.glm("pancreatitis ~ arm + age + risk")
+    print(fit.summary())
+
+Each question is a study of its own, the given one with another method: sites approve it before it runs. The same question
+asked again is read from its run. ``in_memory`` asks the same of tables in this process: a what-if, where nobody is apart.
+"""
+
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from medfed.canonical import write_atomically
+from medfed.data.table import StudyTable
+from medfed.engines.what_if import what_if
+from medfed.errors import FederationError, StudyError
+from medfed.evaluation.consortium_run import open_engine
+from medfed.evaluation.statistics_results import KINDS, shown
+from medfed.evaluation.study_run import StudyRun
+from medfed.federation.packages import find_method
+from medfed.federation.policy import Policy
+from medfed.federation.runner import Listener, Runner
+from medfed.study import Study, load_study
+
+Settings = Mapping[str, bool | int | float | str]
+
+
+def question(study: Study, kind: str, settings: Settings) -> Study:
+    """The study with the method of a kind. The study itself, where it asks this already and no setting differs."""
+    if kind not in KINDS:
+        raise StudyError(f"there are no statistics {kind!r}; choose {', '.join(KINDS)}")
+    use = f"medfed:{KINDS[kind][0]}"
+    if study.method.use == use and (not settings or dict(study.method.settings) == dict(settings)):
+        return study
+    asked = study.model_copy(
+        update={
+            "method": {"use": use, "settings": dict(settings)},
+            "task": {**study.task.model_dump(), "kind": "association"},
+            "variants": {},
+            "evaluation": {"design": "none"},
+        }
+    )
+    find_method(asked)
+    return asked
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What can be asked of a consortium about one study's variables. execute: runs a study and returns its result."""
+
+    study: Study
+    execute: Callable[[Study, str], Mapping[str, Any]] = field(repr=False)
+
+    def ask(self, kind: str, **settings: bool | int | float | str) -> Any:
+        """Any kind of statistics by name, with its method's settings."""
+        asked = question(self.study, kind, settings)
+        return shown(kind, self.execute(asked, kind))
+
+    def glm(self, formula: str, family: str = "binomial", **settings: bool | int | float | str) -> Any:
+        """A generalised linear model: a ``GlmFit``. Settings: see ``Glm``."""
+        return self.ask("glm", formula=formula, family=family, **settings)
+
+    def table1(self, **settings: bool | int | float | str) -> Any:
+        """Table 1 by arm: a ``Table1``."""
+        return self.ask("table1", **settings)
+
+    def describe(self, **settings: bool | int | float | str) -> Any:
+        """Every variable: a ``Description``."""
+        return self.ask("describe", **settings)
+
+    def compare(self, **settings: bool | int | float | str) -> Any:
+        """Tests between arms: a ``Comparison``."""
+        return self.ask("compare", **settings)
+
+    def meta(self, measure: str = "log_odds_ratio", **settings: bool | int | float | str) -> Any:
+        """Meta-analysis of the sites' own estimates: a ``MetaResult``."""
+        return self.ask("meta", measure=measure, **settings)
+
+    def effect(self, **settings: bool | int | float | str) -> Any:
+        """Average effect of the second arm: a ``CausalEffect``."""
+        return self.ask("effect", **settings)
+
+
+def open_consortium(folder: Path | str, study: Path | str | Study, listener: Listener | None = None) -> Statistics:
+    """The consortium in a folder (sites and coordinator, here or over a network), asked about a study's variables."""
+    folder = Path(folder)
+    loaded = study if isinstance(study, Study) else load_study(study)
+    return Statistics(loaded, lambda asked, kind: _answer(folder, loaded, asked, kind, listener))
+
+
+def run_name(kind: str, study: Study) -> str:
+    """The run in which a question is asked: the same question has the same one."""
+    return f"{kind}-{study.hash[:12]}"
+
+
+def _answer(folder: Path, given: Study, asked: Study, kind: str, listener: Listener | None) -> Mapping[str, Any]:
+    file = None if asked.hash == given.hash else write_question(folder, asked, kind)
+    engine = open_engine(folder, asked)
+    try:
+        with closing(
+            Runner(folder / "coordinator", engine, asked, listener=listener, public_keys=engine.public_keys)
+        ) as runner:
+            name = run_name(kind, asked)
+            finished = any(row["run"] == name and row["state"] == "finished" for row in runner.store.runs())
+            stored = runner.store.result(name) if finished else None
+            try:
+                found: Mapping[str, Any] = (stored or runner.execute(StudyRun(asked), name))["fitted"]
+            except FederationError as problem:
+                if file is None:
+                    raise
+                raise FederationError(f"{problem}. Sites approve this question, {file}, as any other study") from None
+            return found
+    finally:
+        engine.close()
+
+
+def write_question(folder: Path, study: Study, kind: str) -> Path:
+    """The study file of a question, for sites to approve: coordinator/questions/KIND-HASH.yaml."""
+    file = folder / "coordinator" / "questions" / f"{run_name(kind, study)}.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    declared = study.model_dump(mode="json", exclude_none=True)
+    text = yaml.safe_dump(declared, allow_unicode=True, sort_keys=False, width=120)
+    write_atomically(file, text.encode())
+    return file
+
+
+def in_memory(
+    tables: Mapping[str, pd.DataFrame], study: Study, policy: Policy | Mapping[str, Policy] | None = None
+) -> Statistics:
+    """A what-if: tables in this process as sites, column by variable; runs leave nothing behind."""
+
+    def execute(asked: Study, kind: str) -> Mapping[str, Any]:
+        method = find_method(asked)
+        built = {
+            site: StudyTable.from_columns(asked, {name: table[name].to_numpy() for name in asked.variables})
+            for site, table in tables.items()
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            engine, public = what_if(Path(folder) / "sites", built, asked, [method], policy=policy)
+            runner = Runner(Path(folder) / "coordinator", engine, asked, durability="process", public_keys=public)
+            with closing(runner):
+                return dict(runner.execute(method))
+
+    return Statistics(study, execute)

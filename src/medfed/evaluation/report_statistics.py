@@ -1,0 +1,61 @@
+"""Statistics in a report: the tables that a method's summary prints."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from medfed.evaluation.figure import Table
+from medfed.evaluation.page import Block, Facts, Section, Tabled
+from medfed.evaluation.report_data import StatisticsShown
+from medfed.evaluation.report_labels import Labels
+from medfed.evaluation.statistics_results import shown
+from medfed.language import LANGUAGES, number
+
+
+def statistics_figures(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``StatisticsShown`` describes, from a run's result."""
+    found = shown(kind, values)
+    tables = {
+        lang: [
+            {
+                "facts": [list(fact) for fact in table.facts],
+                "columns": list(table.header),
+                "rows": [list(r) for r in table.rows],
+            }
+            for table in found.tables(lang)
+        ]
+        for lang in LANGUAGES
+    }
+    return {"kind": kind, "patients": float(np.sum(values["patients"])), "tables": tables}
+
+
+def _names(labels: Labels) -> dict[str, str]:
+    _ = labels.translate
+    return {
+        "glm": _("Model"),
+        "table1": _("Table 1"),
+        "describe": _("Description"),
+        "compare": _("Comparison"),
+        "meta": _("Meta-analysis"),
+        "effect": _("Average effect"),
+    }
+
+
+def statistics_answer(statistics: StatisticsShown, labels: Labels) -> tuple[str, str]:
+    """What stands at the head of the report: what was asked, of how many."""
+    _ = labels.translate
+    sites = sum(site.counted for site in labels.data.sites)
+    return _("{what} of {patients} patients at {sites} sites").format(
+        what=_names(labels).get(statistics.kind, statistics.kind), patients=number(statistics.patients, 0), sites=sites
+    ), ""
+
+
+def statistics_section(statistics: StatisticsShown, labels: Labels) -> Section:
+    """The method's tables."""
+    blocks: list[Block] = []
+    for table in statistics.tables[labels.lang]:
+        if table.facts:
+            blocks.append(Facts(tuple(table.facts)))
+        blocks.append(Tabled("", Table(tuple(table.columns), tuple(tuple(row) for row in table.rows))))
+    return Section("statistics", _names(labels).get(statistics.kind, statistics.kind), blocks)

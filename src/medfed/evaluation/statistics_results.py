@@ -1,0 +1,42 @@
+"""Which methods are statistics, and what shows their results: ``summary()``, ``to_frame()``, ``tables()``."""
+
+import importlib
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import pandas as pd
+
+from medfed.methods.tables import Shown
+from medfed.study import Study
+
+# kind -> method, and the class that shows its result
+KINDS: Mapping[str, tuple[str, str]] = {
+    "glm": ("medfed.methods.glm.Glm", "medfed.methods.glm_result.GlmFit"),
+    "table1": ("medfed.methods.table_one.TableOne", "medfed.methods.table_one.Table1"),
+    "describe": ("medfed.methods.describe.Describe", "medfed.methods.describe.Description"),
+    "compare": ("medfed.methods.compare.Compare", "medfed.methods.compare.Comparison"),
+    "meta": ("medfed.methods.meta_analysis.MetaAnalysis", "medfed.methods.meta_analysis.MetaResult"),
+    "effect": ("medfed.methods.causal.Causal", "medfed.methods.causal_result.CausalEffect"),
+}
+
+
+class Result(Protocol):
+    """A result as a statistician reads it."""
+
+    @property
+    def values(self) -> Mapping[str, Any]: ...
+    def to_frame(self) -> pd.DataFrame: ...
+    def summary(self, lang: str = "en") -> str: ...
+    def tables(self, lang: str = "en") -> list[Shown]: ...
+
+
+def kind_of(study: Study) -> str | None:
+    """Which kind of statistics a study's method is; None where it is another method."""
+    return next((kind for kind, (method, _) in KINDS.items() if study.method.use == f"medfed:{method}"), None)
+
+
+def shown(kind: str, values: Mapping[str, Any]) -> Result:
+    """The result of a run, to be read."""
+    module, _, name = KINDS[kind][1].rpartition(".")
+    found: Result = getattr(importlib.import_module(module), name)(values)
+    return found

@@ -1,0 +1,315 @@
+"""The coordinator's part in secure sums: what is sealed at the sites is opened over many of them at once, as a total.
+
+First a signed count of units, once a roster and table; then the sum. Everything that binds is in the runner's store before
+it is said: the number of an attempt before it begins, the set before any site is asked to sign it. So a runner that is
+killed anywhere goes on: the same set, a fresh attempt, the same total. What a site refuses, or that one is missing,
+is told by name.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medfed.errors import FederationError, PrivacyError
+from medfed.federation.call import Answer, Call, Failure, Opening, Own, Purpose
+from medfed.federation.opening import context_of, entries_question, show
+from medfed.federation.openings import VISIBLE, flags_of
+from medfed.federation.secure_site import ATTEMPT_VOID
+from medfed.federation.step import Step
+from medfed.federation.store import RunnerStore
+from medfed.federation.units import UNITS, Layout
+from medfed.privacy import CoordinatorSide, Roster, SignedCount, given_away, read_message, write_message
+from medfed.study import Study
+
+IntArray = NDArray[np.int64]
+Exchange = Callable[[Call, Mapping[str, Own]], Iterator[tuple[str, Answer | Failure]]]
+
+LEFT_OUT = "a total with this site, beside the earlier ones without it, would give its terms away"
+MOST_ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A total: its words, the sites in it, and why the others are not."""
+
+    words: IntArray
+    sites: tuple[str, ...]
+    failures: Mapping[str, Failure]
+
+
+class _GoOn(Exception):
+    """Sites were lost, and the sum may go on over the rest: their units are counted anew."""
+
+    def __init__(self, sites: tuple[str, ...]) -> None:
+        super().__init__()
+        self.sites = sites
+
+
+class _CountAgain(Exception):
+    """A study table changed since its units were counted."""
+
+
+@dataclass
+class _Opening:
+    """One call to be opened. must: the sites that have to be in it, where that is known before."""
+
+    call: Call
+    own: Mapping[str, Own]
+    roster: Roster
+    length: int
+    purpose: Purpose
+    asked: tuple[str, ...]
+    must: tuple[str, ...] = ()
+    shown: bytes = b""
+    tables: Mapping[str, str] | None = None
+
+
+class SecureSums:
+    """Opens the sums of one run. keys: the public key of every site that may be asked; exchange: carries a call."""
+
+    def __init__(self, study: Study, store: RunnerStore, keys: Mapping[str, str], exchange: Exchange) -> None:
+        self.study = study
+        self.store = store
+        self.keys = keys
+        self.exchange = exchange
+
+    def total(self, call: Call, own: Mapping[str, Own], step: Step, length: int, entries: int) -> Opened:
+        """The sum of what the call's sites have to say, over as many of them as may be counted.
+
+        length: words of one answer; entries: how many numbers the step releases as counts. Raises FederationError, which says who is missing or refuses and what to do; the same
+        question is asked again on resume.
+        """
+        try:
+            roster = Roster.of({site: self.keys[site] for site in call.roster})
+        except PrivacyError as problem:
+            raise FederationError(f"{_name(step.name)}: {problem}") from None
+        failures: dict[str, Failure] = {}
+        sites = self._choose(self._sealed(call, own, call.roster, failures), roster, step, failures)
+        for _ in range(MOST_ATTEMPTS):
+            try:
+                count = self._units(call, roster, sites, failures)
+                found = self._sum(call, own, roster, length, entries, count, failures)
+            except _GoOn as lost:
+                sites = lost.sites
+                continue
+            except _CountAgain:
+                self._forget(call, roster, count.sites)
+                continue
+            counted = found.survivors
+            return Opened(found.total, counted, {s: f for s, f in sorted(failures.items()) if s not in counted})
+        raise FederationError(
+            f"{_name(step.name)}: sites came and went too often to open the total; `medfed resume` asks again"
+        )
+
+    # -- what is sealed, and over whom it may be opened ----------------------------------------------------------------
+
+    def _sealed(
+        self, call: Call, own: Mapping[str, Own], asked: Sequence[str], failures: dict[str, Failure]
+    ) -> tuple[str, ...]:
+        """The sites that have sealed an answer; nothing of it has left them."""
+        sealed = []
+        for site, answer in self.exchange(call, {site: own[site] for site in asked}):
+            if isinstance(answer, Failure):
+                failures[site] = answer
+            else:
+                sealed.append(site)
+        return tuple(sorted(sealed))
+
+    def _choose(
+        self, sealed: tuple[str, ...], roster: Roster, step: Step, failures: dict[str, Failure]
+    ) -> tuple[str, ...]:
+        """The sites to ask: all that have sealed, or those of the totals so far, where one more or less would be given away."""
+        earlier, visible = self._earlier()
+        chosen = sealed
+        if earlier and given_away(sealed, earlier, visible=visible):
+            within = [names for names in earlier if names <= set(sealed)]
+            if not within:
+                raise FederationError(_missing(step.name, earlier[-1] - set(sealed), failures))
+            chosen = max((tuple(sorted(names)) for names in within), key=len)
+            failures |= {site: Failure("refused", LEFT_OUT) for site in sealed if site not in chosen}
+        if len(chosen) < roster.quorum:
+            raise FederationError(
+                f"{len(chosen)} of {len(roster.sites)} sites answered {_name(step.name)!r}, a secure sum needs {roster.quorum} of "
+                f"them ({_reasons(failures)}). Mend what keeps them away, then `medfed resume`: the same question is asked again"
+            )
+        return chosen
+
+    def _earlier(self) -> tuple[list[frozenset[str]], set[str]]:
+        """Sets that were opened in this study, and the sites whose terms may be seen by what they said last."""
+        visible: set[str] = set()
+        earlier = []
+        for names, of_visible in self.store.opened_sets(self.study.hash):
+            earlier.append(names)
+            visible = (visible - names) | of_visible
+        return earlier, visible
+
+    # -- counts, then the sum ------------------------------------------------------------------------------------------
+
+    def _units(self, call: Call, roster: Roster, sites: tuple[str, ...], failures: dict[str, Failure]) -> SignedCount:
+        """The signed count of units over these sites: the one that is kept, or a new one, which some of them may miss."""
+        layout = Layout(self.study, len(roster.sites))
+        question = layout.question(roster.digest)
+        kept = self.store.kept_count(self.study.hash, question, roster.digest, sites)
+        if kept is not None:
+            count = read_message(kept)
+            assert isinstance(count, SignedCount)
+            return count
+        asked = Call(
+            call.study, call.run, call.round, UNITS, 0, "all", call.roster, {}, protection="secure", phase="seal"
+        )
+        # A key is opened over one set: another set is counted under another ordinal.
+        while (fixed := self.store.survivors(self._key(asked, roster))) and fixed != sites:
+            asked = replace(asked, ordinal=asked.ordinal + 1)
+        own = dict.fromkeys(sites, Own())
+        sealed = self._sealed(asked, own, sites, failures)
+        side = self._open(_Opening(asked, own, roster, layout.length, "count", sealed), failures)
+        self.store.keep_count(self.study.hash, question, roster.digest, side.survivors, write_message(side.count))
+        return side.count
+
+    def _key(self, call: Call, roster: Roster) -> str:
+        one = _Opening(call, {}, roster, 1, "count", ())
+        return context_of(_opening(one, self.study, 0), self.study, roster, 1).key
+
+    def _forget(self, call: Call, roster: Roster, sites: tuple[str, ...]) -> None:
+        question = Layout(self.study, len(roster.sites)).question(roster.digest)
+        self.store.drop_count(self.study.hash, question, roster.digest, sites)
+
+    def _sum(
+        self,
+        call: Call,
+        own: Mapping[str, Own],
+        roster: Roster,
+        length: int,
+        entries: int,
+        count: SignedCount,
+        failures: dict[str, Failure],
+    ) -> CoordinatorSide:
+        tables = dict(zip(count.sites, count.tables, strict=True))
+        shown = {"units": count}
+        one = _Opening(call, own, roster, length, "sum", count.sites, count.sites, show(shown), tables)
+        if entries:
+            shown["entries"] = self._entries(one, 2 * entries, failures)
+            one = replace(one, shown=show(shown))
+        return self._open(one, failures)
+
+    def _entries(self, one: _Opening, length: int, failures: dict[str, Failure]) -> SignedCount:
+        """The signed count of the entries that a step releases as counts, in lots."""
+        study, question = self.study.hash, entries_question(one.call.digest)
+        kept = self.store.kept_count(study, question, one.roster.digest, one.must)
+        if kept is not None:
+            count = read_message(kept)
+            assert isinstance(count, SignedCount)
+            return count
+        side = self._open(replace(one, length=length, purpose="count"), failures)
+        self.store.keep_count(study, question, one.roster.digest, side.survivors, write_message(side.count))
+        return side.count
+
+    # -- one call, opened ----------------------------------------------------------------------------------------------
+
+    def _open(self, one: _Opening, failures: dict[str, Failure]) -> CoordinatorSide:
+        """Attempts, until one is done. Raises FederationError where the sites that are needed do not come."""
+        call = _opening(one, self.study, 0)
+        key = context_of(call, self.study, one.roster, one.length).key
+        problem = ""
+        for _ in range(MOST_ATTEMPTS):
+            number, fixed = self.store.next_attempt(key, self.study.hash)
+            lost: dict[str, Failure] = {}
+            try:
+                return self._carry(one, number, key, fixed, lost)
+            except PrivacyError as found:
+                problem = str(found)
+            failures |= lost
+            if not any(failure.reason == ATTEMPT_VOID for failure in lost.values()):
+                break
+        raise FederationError(
+            f"{_name(one.call.step)}: the total could not be opened: {problem} ({_reasons(lost)}). "
+            "Nothing of it was seen; mend what keeps them away, then `medfed resume`"
+        )
+
+    def _carry(
+        self, one: _Opening, number: int, key: str, fixed: tuple[str, ...], lost: dict[str, Failure]
+    ) -> CoordinatorSide:
+        """One attempt: messages to and fro until the total is open. Raises PrivacyError where too few sites are left."""
+        call = _opening(one, self.study, number)
+        must = fixed or one.must
+        side = CoordinatorSide(
+            context_of(call, self.study, one.roster, one.length), one.roster, asked=must or one.asked
+        )
+        agreed = False
+        while not side.is_done:
+            if side.survivors and not agreed:
+                self._agree(one, side, key, fixed, must, lost)
+                agreed = True
+            requests = side.requests()
+            own = {
+                site: replace(one.own[site], message=None if request is None else write_message(request))
+                for site, request in requests.items()
+            }
+            for site, answer in self.exchange(call, own):
+                self._take(side, site, answer, lost)
+            side.advance()
+            if one.tables and side.tables and any(one.tables.get(s, word) != word for s, word in side.tables.items()):
+                raise _CountAgain
+        return side
+
+    @staticmethod
+    def _take(side: CoordinatorSide, site: str, answer: Answer | Failure, lost: dict[str, Failure]) -> None:
+        """A site's reply, or why there is none; a bad one is not counted, and its culprit is named."""
+        if isinstance(answer, Failure):
+            lost[site] = answer
+            return
+        try:
+            side.receive(site, read_message(bytes(answer.data)))  # type: ignore[arg-type]
+        except PrivacyError as problem:
+            lost[site] = Failure("failed", str(problem))
+
+    def _agree(
+        self,
+        one: _Opening,
+        side: CoordinatorSide,
+        key: str,
+        fixed: tuple[str, ...],
+        must: tuple[str, ...],
+        lost: dict[str, Failure],
+    ) -> None:
+        """Fix the set of sites before any of them is asked to sign it, where it is the one that it has to be."""
+        sites = side.survivors
+        earlier, visible = self._earlier()
+        flagged = [site for site, word in side.tables.items() if VISIBLE in flags_of(word)]
+        if must and sites != must:
+            missing = set(must) - set(sites)
+            if any(site in lost and lost[site].reason == ATTEMPT_VOID for site in missing):
+                raise PrivacyError(f"{', '.join(sorted(missing))} started anew")
+            if fixed or given_away(sites, earlier, visible=visible | set(flagged)) or len(sites) < one.roster.quorum:
+                raise FederationError(_missing(one.call.step, missing, lost))
+            raise _GoOn(sites)
+        if not must and given_away(sites, earlier, visible=visible | set(flagged)):
+            raise FederationError(_missing(one.call.step, set(one.asked) - set(sites), lost))
+        if not fixed:
+            self.store.fix_survivors(key, sites, [site for site in flagged if site in sites])
+
+
+def _opening(one: _Opening, study: Study, attempt: int) -> Call:
+    """The call that carries one attempt's messages; its inputs stay at home."""
+    opening = Opening(attempt, one.purpose, one.call.digest, one.shown)
+    return replace(one.call, phase="open", inputs={}, opening=opening)
+
+
+def _name(step: str) -> str:
+    return step.rpartition(".")[2]
+
+
+def _reasons(failures: Mapping[str, Failure]) -> str:
+    return "; ".join(f"{site} {failure.kind}: {failure.reason}" for site, failure in sorted(failures.items()))
+
+
+def _missing(step: str, missing: set[str] | frozenset[str], lost: Mapping[str, Failure]) -> str:
+    names = ", ".join(sorted(missing))
+    why = _reasons({site: failure for site, failure in lost.items() if site in missing}) or "nothing was heard"
+    return (
+        f"{_name(step)}: {names} took part in the totals so far and is missing now ({why}). A total without, beside those "
+        f"with {names}, would give terms away, so the run waits. Mend what keeps it away, then `medfed resume`: the same "
+        "question is asked again"
+    )

@@ -1,0 +1,219 @@
+"""A site's part in opening a secure sum, once its answer is sealed: keys, shares, masked words, signatures, shares back.
+
+The secrets of an attempt live in the memory of this process and nowhere else. If the process ends, the attempt is void;
+a fresh one, with fresh keys over the same sealed words and the same set of sites, may follow. Before a site masks, it has
+judged a signed count; before it signs a set of sites, the set stands in its ledger's store.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medfed.canonical import digest, pack
+from medfed.errors import PolicyViolation, PrivacyError
+from medfed.federation import gate
+from medfed.federation.admission import Admission
+from medfed.federation.call import Answer, Call, Failure, Own
+from medfed.federation.opening import (
+    NOT_COUNTED,
+    context_of,
+    counted_releases,
+    entries_question,
+    entry_sizes,
+    shown_count,
+    words_of,
+)
+from medfed.federation.openings import GIVES_AWAY, Record, is_same_table, row_sets, table_word_with
+from medfed.federation.ring import decode
+from medfed.federation.seal import SiteStore
+from medfed.federation.site_units import noise_secret
+from medfed.federation.step import Step, Sum
+from medfed.federation.units import UNITS, Layout, Units, entry_words, has_small_entry
+from medfed.privacy import Context, Roster, SignedCount, SiteSide, read_message, table_word, write_message
+from medfed.privacy.messages import Delivery, Survivors
+
+IntArray = NDArray[np.int64]
+
+OTHER_QUESTION = "another question was already answered under this call"
+NOT_SEALED = "nothing is sealed under this call, so there is nothing to open"
+ATTEMPT_VOID = (
+    "the site holds no keys of this attempt to open the sum: it has started anew, or a later attempt has begun"
+)
+_ATTEMPTS_KEPT = 16
+
+
+def asked_digest(call: Call, own: Own) -> str:
+    """Everything that one site is asked: under one key it answers one digest only."""
+    if own.kept is None and not own.each:
+        return call.digest
+    return digest(call.digest, own.kept or "", pack(own.each) if own.each else b"")
+
+
+@dataclass
+class _Attempt:
+    """One attempt at one call, at one site. entries: numbers in each release; units: what the signed count says."""
+
+    context: Context
+    words: IntArray
+    entries: Mapping[str, int]
+    side: SiteSide
+    units: Units | None = None
+
+
+class SecureSites:
+    """Answers the messages of secure sums for the sites behind one store."""
+
+    def __init__(self, admission: Admission, store: SiteStore) -> None:
+        self.admission = admission
+        self.store = store
+        self.study = admission.study
+        self._attempts: dict[str, OrderedDict[str, _Attempt]] = {site: OrderedDict() for site in admission.sites}
+        self._read: dict[tuple[str, str, str], tuple[SignedCount, Units]] = {}
+
+    def answer(self, call: Call, step: Step, own: Mapping[str, Own], at: str) -> dict[str, Answer | Failure]:
+        """Each site's reply to its own message; a refusal sends nothing."""
+        out: dict[str, Answer | Failure] = {}
+        for site, mine in own.items():
+            try:
+                out[site] = Answer(self._reply(site, call, step, mine, at))
+            except PrivacyError as problem:
+                reason = str(problem)
+                out[site] = Failure("refused", reason if reason == GIVES_AWAY else f"secure sum: {reason}")
+            except PolicyViolation as problem:
+                out[site] = Failure("refused", str(problem))
+        return out
+
+    def _reply(self, site: str, call: Call, step: Step, own: Own, at: str) -> bytes:
+        if call.opening is None or site not in call.roster:
+            raise PolicyViolation(NOT_SEALED)
+        purpose = call.opening.purpose
+        may_count = call.step == UNITS or bool(counted_releases(step))
+        if (purpose == "count" and not may_count) or (purpose == "sum" and call.step == UNITS):
+            raise PolicyViolation(NOT_COUNTED)
+        roster = self.admission.roster(site, call.roster)
+        request = None if own.message is None else read_message(own.message)
+        attempt = self._attempt(site, call, step, own, roster, begin=request is None, at=at)
+        count = None
+        if isinstance(request, Delivery | Survivors) and call.step != UNITS:
+            count, attempt.units = self._judge(site, call, step, roster, attempt)
+        shown = count if purpose == "sum" else None
+        return write_message(attempt.side.answer(request, attempt.words, shown))  # type: ignore[arg-type]
+
+    # -- attempts ------------------------------------------------------------------------------------------------------
+
+    def _attempt(
+        self, site: str, call: Call, step: Step, own: Own, roster: Roster, *, begin: bool, at: str
+    ) -> _Attempt:
+        """The attempt that a message belongs to; a higher number begins a new one. Raises PolicyViolation where it is void."""
+        assert call.opening is not None
+        attempts = self._attempts[site]
+        key = context_of(call, self.study, roster, 1).key
+        known = attempts.get(key)
+        if begin and (known is None or known.context.attempt < call.opening.attempt):
+            known = attempts[key] = self._begin(site, call, step, own, roster, at)
+            attempts.move_to_end(key)
+            while len(attempts) > _ATTEMPTS_KEPT:
+                attempts.popitem(last=False)
+        if known is None or known.context != context_of(call, self.study, roster, len(known.words)):
+            raise PolicyViolation(ATTEMPT_VOID)
+        return known
+
+    def _begin(self, site: str, call: Call, step: Step, own: Own, roster: Roster, at: str) -> _Attempt:
+        access, openings = self.admission.sites[site], self.store.openings
+        table = access.table
+        words, entries = self._words(site, call, step, own)
+        context = context_of(call, self.study, roster, len(words))
+        fresh = table_word_with(
+            table_word(access.key, table.version),
+            visible=access.policy.site_terms_visible,
+            seen=call.step == UNITS and openings.own_is_seen(site, table.on("all").pseudonyms),
+        )
+        # Of a sum the word is the one under which units were counted: that some terms were seen since changes nothing.
+        before = openings.word(site, roster.digest, table.version) if call.step != UNITS else None
+        word = before if before is not None and is_same_table(before, fresh) else fresh
+
+        # A count of units tells of every part; a sum of its own.
+        parts = Layout(self.study, 1).parts() if call.step == UNITS else (call.part,)
+        rows = row_sets(*(table.on(part).pseudonyms for part in parts))
+
+        def remember(key: str, sites: tuple[str, ...]) -> tuple[str, ...]:
+            units = attempt.units
+            passing, showing = (units.passing, units.showing) if units else (None, None)
+            record = Record(rows, table.version, roster.digest, attempt.side.tables, passing, showing, at)
+            return openings.remember(site, key, sites, record)
+
+        side = SiteSide(site, access.key, context, roster, remember=remember, table=word)
+        attempt = _Attempt(context, words, entries, side)
+        return attempt
+
+    def _words(self, site: str, call: Call, step: Step, own: Own) -> tuple[IntArray, Mapping[str, int]]:
+        """The words that are opened, those that are sealed or for a count lots of the counts among them; entries by release."""
+        assert call.opening is not None
+        found = self.store.sealed(call.key, [site]).get(site)
+        if found is None:
+            raise PolicyViolation(NOT_SEALED)
+        asked, answer = found
+        if asked != asked_digest(call, own):
+            raise PolicyViolation(OTHER_QUESTION)
+        if isinstance(answer, Failure):
+            raise PolicyViolation(answer.reason)
+        if call.step == UNITS:
+            return words_of(answer.values), {}
+        entries = entry_sizes(step, {name: np.shape(value) for name, value in answer.values.items()}, self.study)
+        if call.opening.purpose == "sum":
+            return words_of(answer.values), entries
+        rows_at_most, sites_at_most = self.study.rows_at_most, self.study.sites_at_most
+        counts = []
+        for name, kind in counted_releases(step).items():
+            limbs = kind.limbs(rows_at_most=rows_at_most, sites_at_most=sites_at_most)
+            counts.append(np.rint(decode(answer.values[name], limbs)).astype(np.int64))
+        lot = Layout(self.study, len(call.roster)).lot
+        return entry_words(counts, lot, noise_secret(self.admission.sites[site], call, "entries")), entries
+
+    # -- what has to hold before anything is masked ------------------------------------------------------------------
+
+    def _judge(self, site: str, call: Call, step: Step, roster: Roster, attempt: _Attempt) -> tuple[SignedCount, Units]:
+        """The signed count of units, once all rules for counts hold on it. Raises PolicyViolation or PrivacyError."""
+        assert call.opening is not None
+        shown = call.opening.shown
+        policy = self.admission.sites[site].policy
+        minimum = gate.minimum_cell(policy, self.study)
+        key = (site, digest(shown), call.part)
+        if key not in self._read:
+            layout = Layout(self.study, len(roster.sites))
+            count = shown_count(shown, "units", layout.question(roster.digest), layout.length, roster, self.study)
+            units = layout.read(count.totals)
+            if reason := units.refuses(call.part, minimum, policy.minimum_patients if minimum > 1 else 1):
+                raise PolicyViolation(reason)
+            if len(self._read) > 256:
+                self._read.clear()
+            self._read[key] = count, units
+        count, units = self._read[key]
+        values: dict[str, int] = {}
+        for name, size in attempt.entries.items():
+            kind = "sum" if isinstance(step.releases[name], Sum) else "count"
+            values[kind] = values.get(kind, 0) + size
+        patients = units.patients(call.part)
+        if any(amount > policy.values_per_patient.get(kind, 0.0) * patients for kind, amount in values.items()):  # type: ignore[call-overload]
+            raise PolicyViolation(gate.TOO_MANY_VALUES)
+        if call.opening.purpose == "sum" and counted_releases(step):
+            self._judge_entries(call, step, roster, attempt, count, units, minimum)
+        return count, units
+
+    def _judge_entries(
+        self, call: Call, step: Step, roster: Roster, attempt: _Attempt, count: SignedCount, units: Units, minimum: int
+    ) -> None:
+        """Counts that a step releases are under the rule entry by entry, in total."""
+        assert call.opening is not None
+        counted = [(kind, attempt.entries[name]) for name, kind in counted_releases(step).items()]
+        length = 2 * sum(size for _, size in counted)
+        question = entries_question(call.digest)
+        entries = shown_count(call.opening.shown, "entries", question, length, roster, self.study)
+        if entries.sites != count.sites:
+            raise PolicyViolation(NOT_COUNTED)
+        zero_is_small = np.concatenate([np.full(size, kind.zero_is_small) for kind, size in counted])
+        if has_small_entry(entries.totals, units.layout.lot, minimum, zero_is_small):
+            raise PolicyViolation(gate.SMALL_COUNT)

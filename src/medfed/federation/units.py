@@ -1,0 +1,249 @@
+"""How many patients the sites of a roster have together, in which cells: counted before any secure sum is opened.
+
+A secure sum is seen as a total only, so the rules for counts are judged on totals. The count that shows whether they hold
+must not itself show a count under the minimum. So every site counts in lots, rounded down, so coarse that a total of
+zero lots may still stand for the minimum and more; and whether a cell is empty everywhere is told by a number that is
+random unless it is. Layout and lot follow from the study and the roster alone.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+from math import ceil
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medfed.canonical import digest
+from medfed.data.table import View
+from medfed.federation.gate import FEW_PATIENTS, SMALL_CELL
+from medfed.federation.site import Site
+from medfed.federation.step import Count, Out, step
+from medfed.study import Study
+
+IntArray = NDArray[np.int64]
+UNITS = "medfed:medfed.federation.units.count_units"
+
+
+@step(reads="all", releases={"units": Count("1")})
+def count_units(site: Site) -> Out:
+    """How many patients there are, by outcome, arm and every pair of codes, in lots and over all sites: what allows the sums."""
+    raise NotImplementedError("the door computes this itself: it takes the site's key and ledger")
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A variable whose cells are counts. told: an empty cell tells everybody's result (outcome, arm).
+
+    Levels of a code: its codes, then missing. Of a number: other, zero, missing; of one between 0 and 1: between, zero,
+    one, missing.
+    """
+
+    name: str
+    kind: Literal["code", "number", "binary"]
+    levels: int
+    told: bool
+
+    def codes(self, values: NDArray[np.float64]) -> IntArray:
+        """The level (n,) of each stored value."""
+        known = np.isfinite(values) & ((values >= 0) | (self.kind != "code"))
+        level = np.full(len(values), self.levels - 1, dtype=np.int64)
+        if self.kind == "code":
+            level[known] = values[known].astype(np.int64)
+            return level
+        level[known] = np.where(values[known] == 0, 1, 0)
+        if self.kind == "binary":
+            level[known & (values == 1)] = 2
+        return level
+
+    def groups(self, at_least: IntArray, present: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Which levels are judged together, (groups, levels) of 0 and 1, and which groups may not be empty.
+
+        A number's values are counts where it has two of them, or where most are zero and the others are few.
+        """
+        if self.kind == "code":
+            return np.eye(self.levels, dtype=np.int64), np.arange(self.levels) < (self.levels - 1) * self.told
+        known = [1] * (self.levels - 1) + [0]
+        missing = [0] * (self.levels - 1) + [1]
+        rows = [known, missing]
+        if at_least[1] >= at_least[0]:
+            rows.append([int(level in (0, 2)) for level in range(self.levels - 1)] + [0])
+        if self.kind == "binary" and not present[0]:
+            rows += [[0, 1, 0, 0], [0, 0, 1, 0]]
+        return np.array(rows, dtype=np.int64), np.zeros(len(rows), dtype=bool)
+
+
+def factors_of(study: Study) -> tuple[Factor, ...]:
+    """Every variable whose products are counts, in the study's order."""
+    names = [column.variable for column in study.design.columns if column.variable]
+    names += [name for name in (study.outcome, study.arm) if name]
+    found = []
+    for name in dict.fromkeys(names):
+        variable = study.variables[name]
+        told = name in (study.outcome, study.arm)
+        if variable.type == "code":
+            found.append(Factor(name, "code", len(variable.codes or ()) + 1, told))
+        elif variable.range == (0, 1):
+            found.append(Factor(name, "binary", 4, False))
+        else:
+            found.append(Factor(name, "number", 3, False))
+    return tuple(found)
+
+
+def lot_of(minimum: int, sites: int) -> int:
+    """The lot in which each of so many sites counts: with none at any site there may still be ``minimum`` in all."""
+    return 1 if minimum <= 1 else 1 + ceil(minimum / sites)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the words of a count of units mean. atoms: groups of rows of which every part of the table is made."""
+
+    study: Study
+    sites: int
+
+    @cached_property
+    def factors(self) -> tuple[Factor, ...]:
+        return factors_of(self.study)
+
+    @cached_property
+    def lot(self) -> int:
+        return lot_of(self.study.privacy.minimum_cell, self.sites)
+
+    @cached_property
+    def atoms(self) -> int:
+        kind = self.study.parts.kind
+        return 1 if kind == "all" else self.study.parts.folds or 3
+
+    @cached_property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        return tuple(combinations(range(len(self.factors)), 2))
+
+    @cached_property
+    def cells(self) -> int:
+        """Of one atom: patients, levels of each factor, pairs of levels."""
+        levels = [factor.levels for factor in self.factors]
+        return 1 + sum(levels) + sum(levels[one] * levels[other] for one, other in self.pairs)
+
+    @property
+    def length(self) -> int:
+        """Words: lots and presence of every cell, and how many sites pass for themselves and may show figures."""
+        return 2 * self.atoms * self.cells + 2
+
+    def question(self, roster: str) -> str:
+        """Names what is counted, so that one signed count can't stand for another."""
+        return digest("medfed units", self.study.hash, roster, str(self.length), str(self.lot))
+
+    def atoms_in(self, part: str) -> tuple[int, ...]:
+        """The atoms that make up a part ("train", "test:2")."""
+        base, colon, fold = part.partition(":")
+        everything = tuple(range(self.atoms))
+        if colon:
+            return tuple(atom for atom in everything if (atom == int(fold)) == (base == "test"))
+        if base == "all" or self.study.parts.kind in ("all", "folds"):
+            return everything
+        return (("train", "valid", "test").index(base),)
+
+    def parts(self) -> tuple[str, ...]:
+        """The part of the table that each atom is."""
+        if self.study.parts.kind == "folds":
+            return tuple(f"test:{fold}" for fold in range(self.atoms))
+        return ("all",) if self.atoms == 1 else ("train", "valid", "test")
+
+    def count(self, whole: View, atom_of_row: IntArray) -> IntArray:
+        """Patients and cells of every atom at one site: (atoms, cells). atom_of_row: (n,)."""
+        codes = [factor.codes(np.asarray(whole.arrays(factor.name)[0], np.float64)) for factor in self.factors]
+        counts = np.zeros((self.atoms, self.cells), dtype=np.int64)
+        for atom in range(self.atoms):
+            rows = np.flatnonzero(atom_of_row == atom)
+            cells = [np.array([len(np.unique(whole.row_pseudonyms[rows]))])]
+            own = [code[rows] for code in codes]
+            cells += [np.bincount(c, minlength=f.levels) for c, f in zip(own, self.factors, strict=True)]
+            for one, other in self.pairs:
+                first, second = self.factors[one].levels, self.factors[other].levels
+                cells.append(np.bincount(own[one] * second + own[other], minlength=first * second))
+            counts[atom] = np.concatenate(cells)
+        return counts
+
+    def words(self, counts: IntArray, *, passing: bool, showing: bool, secret: bytes) -> IntArray:
+        """What one site adds to the total: (length,). secret: known to this site only, another for every count."""
+        stream = hashlib.shake_256(secret).digest(8 * counts.size)
+        noise = np.frombuffer(stream, np.int64).reshape(counts.shape) | 1
+        present = np.where(counts > 0, noise, 0)
+        return np.concatenate([(counts // self.lot).ravel(), present.ravel(), np.array([passing, showing], np.int64)])
+
+    def read(self, totals: IntArray) -> "Units":
+        """What a count says. totals: (length,)."""
+        size = self.atoms * self.cells
+        shape = (self.atoms, self.cells)
+        lots, present = totals[:size].reshape(shape), totals[size : 2 * size].reshape(shape)
+        return Units(self, lots * self.lot, present != 0, int(totals[-2]), int(totals[-1]))
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """A count of units. at_least, present: (atoms, cells). passing, showing: sites whose own counts reach the minimum, and of
+    these the ones whose policy also lists the study's figures of one site."""
+
+    layout: Layout
+    at_least: IntArray
+    present: NDArray[np.bool_]
+    passing: int
+    showing: int
+
+    def patients(self, part: str) -> int:
+        """At least so many patients are in a part."""
+        return int(sum(self.at_least[atom, 0] for atom in self.layout.atoms_in(part)))
+
+    def refuses(self, part: str, minimum: int, least: int) -> str | None:
+        """Why totals over a part may not be seen, or None. minimum: of a cell; least: of patients.
+
+        Every atom of the part has to hold by itself: so do then all parts, and what lies between two of them.
+        """
+        atoms = [atom for atom in self.layout.atoms_in(part) if self.present[atom, 0]]
+        if not atoms or any(self.at_least[atom, 0] < max(minimum, least) for atom in atoms):
+            return FEW_PATIENTS
+        if minimum > 1 and any(self._has_small_cell(atom, minimum) for atom in atoms):
+            return SMALL_CELL
+        return None
+
+    def _has_small_cell(self, atom: int, minimum: int) -> bool:
+        factors, start = self.layout.factors, 1
+        groups, filled = [], []
+        for factor in factors:
+            cells = slice(start, start + factor.levels)
+            start += factor.levels
+            judged, needed = factor.groups(self.at_least[atom, cells], self.present[atom, cells])
+            if _is_small(judged @ self.at_least[atom, cells], judged @ self.present[atom, cells], needed, minimum):
+                return True
+            groups.append(judged)
+            filled.append(needed)
+        for one, other in self.layout.pairs:
+            shape = (factors[one].levels, factors[other].levels)
+            cells = slice(start, start + shape[0] * shape[1])
+            start = cells.stop
+            at_least = groups[one] @ self.at_least[atom, cells].reshape(shape) @ groups[other].T
+            present = groups[one] @ self.present[atom, cells].reshape(shape) @ groups[other].T
+            if _is_small(at_least, present, filled[one][:, None] & filled[other], minimum):
+                return True
+        return False
+
+
+def _is_small(at_least: IntArray, present: NDArray[Any], needed: NDArray[np.bool_], minimum: int) -> bool:
+    return bool(((at_least < minimum) & ((present > 0) | needed)).any())
+
+
+def entry_words(counts: Sequence[IntArray], lot: int, secret: bytes) -> IntArray:
+    """What one site adds before a sum with released counts is opened: lots, then presence, of every entry."""
+    flat = np.concatenate([each.ravel() for each in counts])
+    noise = np.frombuffer(hashlib.shake_256(secret).digest(8 * len(flat)), np.int64) | 1
+    return np.concatenate([flat // lot, np.where(flat > 0, noise, 0)])
+
+
+def has_small_entry(totals: IntArray, lot: int, minimum: int, zero_is_small: NDArray[np.bool_]) -> bool:
+    """Whether an entry of released counts is under the minimum in total. zero_is_small: (entries,)."""
+    lots, present = np.split(totals, 2)
+    return minimum > 1 and _is_small(lots * lot, present != 0, zero_is_small, minimum)

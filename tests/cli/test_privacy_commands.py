@@ -1,0 +1,183 @@
+"""medfed privacy plan and budget, and a private study from the command line: planned, approved, run, spent, shown."""
+
+import json
+import shutil
+import sqlite3
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+from consortium_folder import SITES, STUDY, approve_all, done, make_sites, medfed, refused
+
+from medfed.privacy.accounting import Event, charged_epsilon
+
+PRIVATE = (
+    STUDY.replace("newton.Newton", "private_glm.PrivateGLM")
+    .replace("parts: {kind: folds, folds: 3}", "parts: {kind: fractions, train: 0.7, test: 0.3}")
+    .replace(
+        "evaluation: {design: cross_validation, compare: [local, federated, pooled]}",
+        "privacy: {epsilon: 8}\nevaluation: {design: holdout}",
+    )
+    .replace('PrivateGLM"}', 'PrivateGLM", settings: {rounds: 10}}')
+)
+
+
+def set_budget(folder: Path, budget: float) -> None:
+    for name in SITES:
+        path = folder / "sites" / name / "policy.yaml"
+        path.write_text(path.read_text().replace("budget: 0 ", f"budget: {budget} "))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A consortium after one private run."""
+    folder = tmp_path_factory.mktemp("private")
+    study = make_sites(folder)
+    study.write_text(PRIVATE, encoding="utf-8")
+    set_budget(folder, 10)
+    approve_all(folder, study)
+    done("run", study, "-c", folder, "--run", "first", "--durability", "process", "--json")
+    return folder
+
+
+@pytest.fixture
+def folder(finished: Path, tmp_path: Path) -> Path:
+    shutil.copytree(finished, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_a_plan_halves_its_error_where_epsilon_is_large_and_patients_are_many(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(PRIVATE, encoding="utf-8")
+    found = done("privacy", "plan", tmp_path, "--epsilon", "1", "--epsilon", "4", "--patients", "500", "--json").json
+    errors = {(e["epsilon"], e["sentence"].partition(" ")[0]): e for e in found["errors"]}
+    assert errors[4.0, "a"]["plain"] < errors[1.0, "a"]["plain"] / 2
+    assert errors[1.0, "a"]["secure"] == pytest.approx(errors[1.0, "a"]["plain"] / 3**0.5), "shares of 3 sites"
+    doubled = done("privacy", "plan", tmp_path, "--epsilon", "1", "--patients", "1000", "--json").json
+    assert doubled["errors"][1]["plain"] == pytest.approx(errors[1.0, "a"]["plain"] / 2)
+    events: dict[Event, int] = {}
+    for release in found["releases"]:
+        if release["epsilon"] == 1.0:
+            event = Event(release["noise"])
+            events[event] = events.get(event, 0) + release["calls"]
+    assert 0.999 < charged_epsilon(events, found["delta"]) <= 1.0
+
+
+def test_a_plan_is_read_in_both_languages_and_needs_no_epsilon_in_the_study(tmp_path: Path) -> None:
+    without = PRIVATE.replace("privacy: {epsilon: 8}\n", "")
+    (tmp_path / "study.yaml").write_text(without, encoding="utf-8")
+    assert "Expected error (SD)" in done("privacy", "plan", tmp_path).out
+    assert "预期误差" in done("privacy", "plan", tmp_path, "--lang", "zh").out
+
+
+def test_a_plan_of_a_method_without_bounds_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(STUDY.replace("cross_validation, compare: [local, federated, pooled]", "none"))
+    said = refused("privacy", "plan", tmp_path, "--epsilon", "1")
+    assert "newton.logistic_terms (score, information" in said
+    assert "PrivateGLM" in said
+
+
+def test_the_preview_shows_noise_and_holds_back_what_the_budget_can_not_pay(tmp_path: Path) -> None:
+    study = make_sites(tmp_path, ["north"])
+    study.write_text(PRIVATE, encoding="utf-8")
+    site = tmp_path / "sites" / "north"
+    done("site", "build", site, study)
+    shown = done("site", "preview", site, study).out
+    assert "Noise (SD)" in shown
+    assert "more epsilon than the site has left" in " ".join(shown.split())
+    set_budget_of = site / "policy.yaml"
+    set_budget_of.write_text(set_budget_of.read_text().replace("budget: 0 ", "budget: 9 "))
+    found = done("site", "preview", site, study, "--json").json
+    assert all(step["held_back"] is None for step in found["steps"])
+    assert all(release["noise"] > 0 for step in found["steps"] for release in step["releases"])
+
+
+def test_an_approval_refuses_a_study_that_can_not_be_charged(tmp_path: Path) -> None:
+    study = make_sites(tmp_path, ["north"])
+    study.write_text(PRIVATE.replace("private_glm.PrivateGLM", "newton.Newton").replace(", settings: {rounds: 10}", ""))
+    site = tmp_path / "sites" / "north"
+    done("site", "build", site, study)
+    assert "what one patient adds is not bounded" in refused("site", "approve", site, study)
+
+
+def test_the_budget_says_what_was_spent_and_what_is_left(folder: Path) -> None:
+    site = folder / "sites" / "north"
+    plot = folder / "budget.svg"
+    found = done("privacy", "budget", site, "--plot", plot, "--json").json
+    assert 7.99 < found["spent"] <= 8.0
+    assert found["spent"] < found["check_rdp"] < 12
+    assert found["budget"] == 10
+    assert [(study["name"], study["sums"]) for study in found["studies"]] == [("three-sites", 12)]
+    # Composed, a study of 2 and more still fits beside the 8 that were spent.
+    assert 2.0 < found["left"] < 8.0
+    root = ElementTree.fromstring(plot.read_text())
+    assert root.tag.endswith("svg")
+    assert "spent" in "".join(root.itertext())
+    shown = done("privacy", "budget", site).out
+    assert "three-sites" in shown
+    assert "Spent over all studies: epsilon" in " ".join(shown.split())
+    assert "所有研究合计已用" in done("privacy", "budget", site, "--lang", "zh").out
+    assert f"{found['spent']:g}"[:4] in done("site", "verify", site, "--json").out
+
+
+def test_a_site_that_answered_nothing_has_spent_nothing(tmp_path: Path) -> None:
+    make_sites(tmp_path, ["north"])
+    found = done("privacy", "budget", tmp_path / "sites" / "north", "--json", "--plot", tmp_path / "p.svg").json
+    assert (found["spent"], found["left"], found["studies"]) == (0.0, 0.0, [])
+    assert "Nothing is left" in done("privacy", "budget", tmp_path / "sites" / "north").out
+
+
+def test_a_budget_of_an_edited_ledger_is_not_told(folder: Path) -> None:
+    site = folder / "sites" / "north"
+    db = sqlite3.connect(site / "ledger.db")
+    db.execute("delete from ledger where event is not null and number=5")
+    db.commit()
+    db.close()
+    assert "missing or moved" in refused("privacy", "budget", site)
+
+
+def test_the_report_of_a_private_run_shows_noisy_figures_and_no_number_of_patients(folder: Path) -> None:
+    run = folder / "coordinator" / "runs" / "first"
+    report = json.loads((run / "result.json").read_text())
+    assert (report["epsilon"], report["delta"]) == (8, 1e-5)
+    overall = report["prediction"]["methods"][0]["results"]
+    assert [row["site"] for row in overall] == [None], "no site's own figures"
+    assert overall[0]["oe_low"] < overall[0]["oe"] < overall[0]["oe_high"]
+    assert {release["values_per_patient"] for release in report["releases"]} == {None}
+    text = json.dumps(report)
+    for site in SITES:
+        for part in ("train", "test"):
+            assert f'"{part}": 1' not in text, site
+    for page, words in (("report.html", "Differential privacy of a patient"), ("report.zh.html", "患者级差分隐私")):
+        assert words in (run / page).read_text(encoding="utf-8")
+
+
+def test_a_second_run_is_refused_with_a_reason_and_a_new_approval_lets_it_run(folder: Path) -> None:
+    study = folder / "study.yaml"
+    shown = medfed("run", study, "-c", folder, "--run", "second", "--durability", "process", "--json")
+    assert shown.code == 2
+    assert "more epsilon than the site has left, over all studies or for this one" in shown.err
+    set_budget_again = [folder / "sites" / name / "policy.yaml" for name in SITES]
+    for path in set_budget_again:
+        path.write_text(path.read_text().replace("budget: 10 ", "budget: 30 "))
+    for name in SITES:
+        done("site", "approve", folder / "sites" / name, study, "--budget", "14")
+    done("run", study, "-c", folder, "--run", "third", "--durability", "process", "--json")
+    found = done("privacy", "budget", folder / "sites" / "north", "--json").json
+    assert 8 < found["spent"] <= 14, "two runs of 8 compose to less than 16"
+
+
+def test_a_private_description_is_written_beside_the_report(tmp_path: Path) -> None:
+    study = make_sites(tmp_path)
+    described = PRIVATE.replace("private_glm.PrivateGLM", "private_describe.PrivateDescribe").replace(
+        "rounds: 10", "bins: 8"
+    )
+    study.write_text(described.replace("design: holdout", "design: none"), encoding="utf-8")
+    set_budget(tmp_path, 10)
+    approve_all(tmp_path, study)
+    done("run", study, "-c", tmp_path, "--run", "first", "--durability", "process", "--json")
+    found = json.loads((tmp_path / "coordinator" / "runs" / "first" / "estimates.json").read_text())
+    # 315 of 450 patients train; the noise of three sites is a few patients.
+    assert abs(found["patients"]["value"] - 315) < 60
+    assert 30 < found["means"]["age"]["low"] < found["means"]["age"]["high"] < 80
+    assert set(found["levels"]["event"]) == {"no", "yes"}
+    assert len(found["histograms"]["age"]["counts"]) == 8
