@@ -23,6 +23,7 @@ from medfed.federation.call import Answer, Call, Failure, Own, Protection
 from medfed.federation.door import OVER_BUDGET, Doors
 from medfed.federation.here import Here, PooledView, fit
 from medfed.federation.ledger import rows_of, verify_ledger
+from medfed.federation.opening import ring_of
 from medfed.federation.packages import find_method, step_name
 from medfed.federation.policy import Policy
 from medfed.federation.private import NO_EPSILON, NOT_BOUNDED, NOT_CHARGED, NOT_POSSIBLE, charges_of, noise_shares
@@ -80,8 +81,7 @@ def value_of(answer: Answer | Failure, asked: Step, name: str, study: Study) -> 
     assert isinstance(answer, Answer), answer
     declared = asked.releases[name]
     assert isinstance(declared, Sum)
-    width = declared.limbs(rows_at_most=study.rows_at_most, sites_at_most=study.sites_at_most)
-    return decode(np.asarray(answer.values[name]), width)
+    return decode(np.asarray(answer.values[name]), *ring_of(declared, study))
 
 
 # -- the audit ---------------------------------------------------------------------------------------------------------
@@ -106,10 +106,18 @@ def audit(folder: Path) -> dict[str, bool]:
     """law: the noise in many answers has variance, mean and shape of the declared one; clipping: answers with little
     noise are the sum that was worked out by hand."""
     study = private_study(["a", "b"], features=FEATURES)
-    noisy = doors_of(folder / "1", study, [90, 90], FEATURES, budget=1e9, rows_a_patient=ROWS_A_PATIENT, spread=10)
-    exact = expected_gradient(noisy.sites["a"].table)
     # The study's own limit is not what is tested here.
-    noisy._limits = lambda site: private_limits()  # type: ignore[method-assign]
+    noisy = doors_of(
+        folder / "1",
+        study,
+        [90, 90],
+        FEATURES,
+        budget=1e9,
+        rows_a_patient=ROWS_A_PATIENT,
+        spread=10,
+        approved_budget=1e9,
+    )
+    exact = expected_gradient(noisy.sites["a"].table)
     zeros = np.zeros(FEATURES + 1)
     sigma = 30.0
     drawn = []
@@ -129,12 +137,6 @@ def audit(folder: Path) -> dict[str, bool]:
     return {"law": law, "clipping": bool(np.abs(off).max() <= most)}
 
 
-def private_limits() -> Any:
-    from medfed.federation.budget import Limits
-
-    return Limits(1e300, 1e-5, 1e300, 1e-5)
-
-
 def test_the_noise_has_its_law_and_terms_are_cut_by_patient(tmp_path: Path) -> None:
     assert audit(tmp_path) == {"law": True, "clipping": True}
 
@@ -145,14 +147,14 @@ def _twice(scale: int, count: int, *rest: Any) -> np.ndarray:
     return discrete_gaussian(scale, count) + discrete_gaussian(scale, count)
 
 
-def _by_coordinate(terms: np.ndarray, bound: float) -> np.ndarray:
-    return np.trunc(np.clip(terms, -bound, bound) * 2**40).astype(np.int64)
+def _by_coordinate(terms: np.ndarray, bound: float, bits: int) -> np.ndarray:
+    return np.trunc(np.clip(terms, -bound, bound) * 2**bits).astype(np.int64)
 
 
-def _wide(terms: np.ndarray, bound: float) -> np.ndarray:
+def _wide(terms: np.ndarray, bound: float, bits: int) -> np.ndarray:
     from medfed.privacy.noise import clip_to_grid
 
-    return clip_to_grid(terms, 1.5 * bound)
+    return clip_to_grid(terms, 1.5 * bound, bits)
 
 
 def _of_rows(rows: np.ndarray, unit: np.ndarray, units: int) -> np.ndarray:
@@ -198,7 +200,7 @@ def test_a_share_under_secure_sums_has_its_share_of_the_variance() -> None:
     drawn = []
     for _ in range(40):
         closed = private.close(clipped_gradient, rows, view, charge=Charge(Event(9.0)), shares=5, study=study)
-        drawn.append(decode(closed["gradient"], 2 if closed["gradient"].ndim == 2 else 1))
+        drawn.append(decode(closed["gradient"], *ring_of(clipped_gradient.releases["gradient"], study)))
     away = np.concatenate(drawn) / (9.0 / math.sqrt(5))
     low, high = stats.chi2.ppf([ERROR_RATE / 2, 1 - ERROR_RATE / 2], len(away))
     assert low <= float(away @ away) <= high
