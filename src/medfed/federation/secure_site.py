@@ -33,7 +33,7 @@ from medfed.federation.ring import decode
 from medfed.federation.seal import SiteStore
 from medfed.federation.site_units import noise_secret
 from medfed.federation.step import Step, Sum
-from medfed.federation.units import UNITS, Layout, Units, entry_words, has_small_entry
+from medfed.federation.units import UNITS, Layout, Units, entry_words, has_small_entry, lot_at
 from medfed.privacy import Context, Roster, SignedCount, SiteSide, read_message, table_word, write_message
 from medfed.privacy.messages import Delivery, Survivors
 
@@ -184,7 +184,7 @@ class SecureSites:
         for name, kind in counted_releases(step).items():
             limbs = kind.limbs(rows_at_most=rows_at_most, sites_at_most=sites_at_most)
             counts.append(np.rint(decode(answer.values[name], limbs)).astype(np.int64))
-        lot = Layout(self.study, len(call.roster)).lot
+        lot = lot_at(self.study.privacy.minimum_cell, call.roster, site)
         return entry_words(counts, lot, noise_secret(self.admission.sites[site], call, "entries")), entries
 
     # -- what has to hold before anything is masked ------------------------------------------------------------------
@@ -229,5 +229,5 @@ class SecureSites:
         if entries.sites != count.sites:
             raise PolicyViolation(NOT_COUNTED)
         zero_is_small = np.concatenate([np.full(size, kind.zero_is_small) for kind, size in counted])
-        if has_small_entry(entries.totals, units.layout.lot, minimum, zero_is_small):
+        if has_small_entry(entries.totals, minimum, zero_is_small):
             raise PolicyViolation(gate.SMALL_COUNT)
