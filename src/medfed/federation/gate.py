@@ -191,8 +191,10 @@ def judge_rows(
     """
     minimum = minimum_cell(policy, study)
     if protection == "secure":
-        known = [atoms for atoms in counted if _is_made_of(view.pseudonyms, atoms)]
         others = (*earlier, *_unions(view.pseudonyms, earlier))
+        if not others:
+            return None
+        known = [atoms for atoms in counted if _is_made_of(view.pseudonyms, atoms)]
         apart = [other for other in others if not any(_is_made_of(other, atoms) for atoms in known)]
         return SMALL_DIFFERENCE if any(_differs_by_few(view.pseudonyms, other, minimum) for other in apart) else None
     if view.patients < max(policy.minimum_patients, minimum):

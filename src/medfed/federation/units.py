@@ -177,23 +177,44 @@ class Layout:
         return ("all",) if self.atoms == 1 else ("train", "valid", "test")
 
     def count(self, whole: View, atom_of_row: IntArray) -> IntArray:
-        """Patients and cells of every atom at one site: (atoms, cells). atom_of_row: (n,)."""
-        codes = [factor.codes(np.asarray(whole.arrays(factor.name)[0], np.float64)) for factor in self.factors]
+        """Patients and cells of every atom at one site: (atoms, cells). atom_of_row: (n,). Reads the table in pieces."""
         counts = np.zeros((self.atoms, self.cells), dtype=np.int64)
         for atom in range(self.atoms):
-            rows = np.flatnonzero(atom_of_row == atom)
-            cells = [np.array([len(np.unique(whole.row_pseudonyms[rows]))])]
-            own = [code[rows] for code in codes]
-            cells += [np.bincount(c, minlength=f.levels) for c, f in zip(own, self.factors, strict=True)]
-            for one, other in self.pairs:
-                first, second = self.factors[one].levels, self.factors[other].levels
-                cells.append(np.bincount(own[one] * second + own[other], minlength=first * second))
-            for places in self.interactions:
-                shape = self.shape(places)
-                joint = np.ravel_multi_index([own[place] for place in places], shape)
-                cells.append(np.bincount(joint, minlength=prod(shape)))
-            counts[atom] = np.concatenate(cells)
+            counts[atom, 0] = len(np.unique(whole.row_pseudonyms[atom_of_row == atom]))
+        start = 0
+        for piece in whole.batches([factor.name for factor in self.factors]):
+            values = [np.asarray(column, np.float64) for column in piece]
+            codes = [factor.codes(column) for factor, column in zip(self.factors, values, strict=True)]
+            stop = start + len(values[0])
+            for atom in range(self.atoms):
+                inside = atom_of_row[start:stop] == atom
+                own = codes if inside.all() else [code[inside] for code in codes]
+                counts[atom, 1:] += self._tables(own)
+            start = stop
         return counts
+
+    def _tables(self, codes: Sequence[IntArray]) -> IntArray:
+        """Counts of levels, pairs and interactions over some rows, one after the other. codes: (n,) of each factor."""
+        tables = [np.bincount(own, minlength=f.levels) for own, f in zip(codes, self.factors, strict=True)]
+        # Where everybody has one level of a factor, its pairs are the other's levels: so it is with most measurements.
+        only = [int(np.argmax(levels)) if np.count_nonzero(levels) == 1 else None for levels in tables]
+        cells = list(tables)
+        for one, other in self.pairs:
+            table = np.zeros(self.shape((one, other)), dtype=np.int64)
+            if (level := only[one]) is not None:
+                table[level] = tables[other]
+            elif (level := only[other]) is not None:
+                table[:, level] = tables[one]
+            else:
+                table += np.bincount(codes[one] * table.shape[1] + codes[other], minlength=table.size).reshape(
+                    table.shape
+                )
+            cells.append(table.ravel())
+        for places in self.interactions:
+            shape = self.shape(places)
+            joint = np.ravel_multi_index([codes[place] for place in places], shape)
+            cells.append(np.bincount(joint, minlength=prod(shape)))
+        return np.concatenate(cells)
 
     def words(self, counts: IntArray, *, passing: bool, showing: bool, secret: bytes) -> IntArray:
         """What one site adds to the total: (length,). secret: known to this site only, another for every count."""
