@@ -348,5 +348,5 @@ class Admission:
             access.policy,
             call.protection,
             self.store.cohorts(site, view),
-            atoms,
+            [atoms, *self.store.openings.counted_apart(site)],
         )

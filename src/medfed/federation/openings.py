@@ -249,6 +249,18 @@ class Openings:
             return SHOWS_OTHERS
         return None
 
+    def counted_apart(self, site: str) -> list[list[Patients]]:
+        """For each count of units that stands, the sets of this site's patients that it told apart."""
+        # Beside a sum stands what the count of units said; beside the count itself nothing. Figures of one site have no version.
+        found = self.db.execute(
+            "select distinct rows from opening where site=? and passing is null and version != ''", (site,)
+        ).fetchall()
+        sets = {
+            name: np.frombuffer(data, dtype=np.uint64)
+            for name, data in self.db.execute("select patients, pseudonyms from rowset where site=?", (site,))
+        }
+        return [[sets[name] for name in sorted(_words(rows))] for (rows,) in found]
+
     def word(self, site: str, roster: str, version: str) -> str | None:
         """The table word under which this site's units were counted last, over this roster."""
         row = self.db.execute(

@@ -93,6 +93,7 @@ class SecureSums:
         for _ in range(MOST_ATTEMPTS):
             try:
                 count = self._units(call, roster, sites, failures)
+                self._refuse_small_cells(call, roster, count)
                 found = self._sum(call, own, roster, length, entries, count, failures)
             except _GoOn as lost:
                 sites = lost.sites
@@ -186,6 +187,16 @@ class SecureSums:
         side = self._open(_Opening(asked, own, roster, layout.length, "count", sealed), failures)
         self.store.keep_count(self.study.hash, question, roster.digest, side.survivors, write_message(side.count))
         return side.count
+
+    def _refuse_small_cells(self, call: Call, roster: Roster, count: SignedCount) -> None:
+        """Say which variables make a cell that no site would open a sum over, before any is asked. Raises FederationError."""
+        layout, minimum = Layout(self.study, len(roster.sites)), self.study.privacy.minimum_cell
+        if names := layout.read(count.totals).small_cell(minimum):
+            raise FederationError(
+                f"{_name(call.step)}: over all sites, a cell of {' by '.join(map(repr, names))} has fewer patients than may be seen "
+                f"(minimum cell {minimum}; each site counts in lots of {layout.lot}, rounded down). Join levels in the study, leave a "
+                "variable or an interaction out, or invite more sites"
+            )
 
     def _key(self, call: Call, roster: Roster) -> str:
         one = _Opening(call, {}, roster, 1, "count", ())

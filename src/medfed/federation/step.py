@@ -124,12 +124,15 @@ class Out:
     release: arrays that are to leave. keep: arrays for the step's slot. local: arrays for the site's own people,
     never sent. effective_patients: how many patients the released sums rest on, (sum w)^2 / sum w^2 of the weights
     (Kish 1965); the gate holds back a release that rests on fewer than the site's minimum. A twin gives one a site.
+    effective_of: of how many patients they are, all of the site's where it is None: under secure sums the weights may let
+    no patient stand out of these. Both may list several groups; 0 patients: a count that is judged on totals as well.
     """
 
     release: Mapping[str, Any]
     keep: Mapping[str, Any] | None = None
     local: Mapping[str, Any] | None = None
     effective_patients: Any = None
+    effective_of: Any = None
 
 
 @dataclass(eq=False)
