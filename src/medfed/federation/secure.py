@@ -19,7 +19,7 @@ from medfed.federation.openings import VISIBLE, flags_of
 from medfed.federation.secure_site import ATTEMPT_VOID
 from medfed.federation.step import Step
 from medfed.federation.store import RunnerStore
-from medfed.federation.units import UNITS, Layout
+from medfed.federation.units import UNITS, Layout, lots_of
 from medfed.privacy import CoordinatorSide, Roster, SignedCount, given_away, read_message, write_message
 from medfed.study import Study
 
@@ -194,7 +194,7 @@ class SecureSums:
         if names := layout.read(count.totals).small_cell(minimum):
             raise FederationError(
                 f"{_name(call.step)}: over all sites, a cell of {' by '.join(map(repr, names))} has fewer patients than may be seen "
-                f"(minimum cell {minimum}; each site counts in lots of {layout.lot}, rounded down). Join levels in the study, leave a "
+                f"(minimum cell {minimum}; each site counts in lots of up to {lots_of(minimum, layout.sites)[0]}, rounded down). Join levels in the study, leave a "
                 "variable or an interaction out, or invite more sites"
             )
 
