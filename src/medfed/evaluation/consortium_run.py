@@ -184,7 +184,7 @@ def _report(
         minimum = {site: facts[site].minimum_cell or study.privacy.minimum_cell for site in tables}
         report["prediction"] = prediction_figures(study, result, tables=tables, minimum=minimum)
         report["prediction"]["coefficients"] = coefficient_table(study, result["fitted"])
-        report["alarms"] = site_alarms(study, result["evaluation"]["judged"])
+        report["alarms"], report["sites_compared"] = site_alarms(study, result["evaluation"]["judged"])
     return report
 
 

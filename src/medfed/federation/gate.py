@@ -362,8 +362,8 @@ def check_release(
         if isinstance(declared, Reply):
             coded[name] = np.ascontiguousarray(values)
         else:
-            limbs = declared.limbs(rows_at_most=study.rows_at_most, sites_at_most=study.sites_at_most)
-            coded[name] = encode(values, limbs)
+            most = {"rows_at_most": study.rows_at_most, "sites_at_most": study.sites_at_most}
+            coded[name] = encode(values, declared.limbs(**most), declared.bits(**most))
     return reasons, coded, sum(amounts.values())
 
 

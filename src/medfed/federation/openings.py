@@ -6,7 +6,8 @@ study they are of; what counts is which of this site's patients they are over (`
 """
 
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,8 +105,7 @@ class Openings:
         Raises PrivacyError, and records nothing, where the total would give away one or two sites.
         """
         db = self.db
-        try:
-            db.execute("begin immediate")
+        with self._transaction():
             row = db.execute("select sites from opening where site=? and key=?", (site, key)).fetchone()
             what = (site, _text(sites), _text(record.rows))
             if row is None:
@@ -118,9 +118,27 @@ class Openings:
                     (site, key, _text(sites), _text(record.rows), record.version, record.roster, record.words[site],
                      _text(record.flagged(VISIBLE)), _text(record.flagged(SEEN)), record.passing, record.showing, record.at),
                 )  # fmt: skip
+        if row is None:
+            self._stands.add(what)
+        return sites if row is None else tuple(row[0].split())
+
+    def remember_noisy(self, site: str, key: str, sites: tuple[str, ...], at: str) -> tuple[str, ...]:
+        """Record the set of a sum that carries noise unless one stands under its key; the set that stands.
+
+        It is compared with no other: what a subtraction would show, the noise hides.
+        """
+        with self._transaction():
+            self.db.execute("insert or ignore into noisy_opening values(?,?,?,?)", (site, key, _text(sites), at))
+            row = self.db.execute("select sites from noisy_opening where site=? and key=?", (site, key)).fetchone()
+        return tuple(row[0].split())
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        db = self.db
+        try:
+            db.execute("begin immediate")
+            yield
             db.execute("commit")
-            if row is None:
-                self._stands.add(what)
         except sqlite3.Error as problem:
             if db.in_transaction:
                 db.execute("rollback")
@@ -131,7 +149,6 @@ class Openings:
             if db.in_transaction:
                 db.execute("rollback")
             raise
-        return sites if row is None else tuple(row[0].split())
 
     def _judge(self, site: str, sites: frozenset[str], record: Record) -> None:
         earlier = self._opened(site)

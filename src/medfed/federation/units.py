@@ -22,6 +22,7 @@ from medfed.data.table import View
 from medfed.federation.gate import FEW_PATIENTS, SMALL_CELL
 from medfed.federation.site import Site
 from medfed.federation.step import Count, Out, step
+from medfed.privacy.roster import quorum
 from medfed.study import Study
 
 IntArray = NDArray[np.int64]
@@ -93,9 +94,25 @@ def factors_of(study: Study) -> tuple[Factor, ...]:
     return tuple(found)
 
 
-def lot_of(minimum: int, sites: int) -> int:
-    """The lot in which each of so many sites counts: with none at any site there may still be ``minimum`` in all."""
-    return 1 if minimum <= 1 else 1 + ceil(minimum / sites)
+def lots_of(minimum: int, sites: int) -> IntArray:
+    """The lots in which so many sites count, largest first: (sites,).
+
+    With no lot at any site there may still be ``minimum`` in all, also for a third of the sites that put together what
+    they know of each other's: whatever a quorum of them rounds off adds up to the minimum. Only as many sites as this
+    takes count in the larger lot, so that a total is not taken for much less than it is.
+    """
+    if minimum <= 1:
+        return np.ones(sites, dtype=np.int64)
+    lot = 1 + ceil(minimum / sites)
+    needed = quorum(sites)
+    larger = min(max(sites - needed + minimum - needed * (lot - 2), 0), sites)
+    return np.where(np.arange(sites) < larger, lot, lot - 1)
+
+
+def lot_at(minimum: int, names: Sequence[str], site: str) -> int:
+    """The lot in which ``site`` counts among the sites of a roster: in an order that follows from their names alone."""
+    order = sorted(names, key=lambda name: digest("medfed lot", *sorted(names), "of", name))
+    return int(lots_of(minimum, len(names))[order.index(site)])
 
 
 def interactions_of(study: Study) -> tuple[tuple[str, ...], ...]:
@@ -120,10 +137,6 @@ class Layout:
     @cached_property
     def factors(self) -> tuple[Factor, ...]:
         return factors_of(self.study)
-
-    @cached_property
-    def lot(self) -> int:
-        return lot_of(self.study.privacy.minimum_cell, self.sites)
 
     @cached_property
     def atoms(self) -> int:
@@ -158,7 +171,13 @@ class Layout:
 
     def question(self, roster: str) -> str:
         """Names what is counted, so that one signed count can't stand for another."""
-        return digest("medfed units", self.study.hash, roster, str(self.length), str(self.lot))
+        return digest(
+            "medfed units",
+            self.study.hash,
+            roster,
+            str(self.length),
+            *map(str, lots_of(self.study.privacy.minimum_cell, self.sites)),
+        )
 
     def atoms_in(self, part: str) -> tuple[int, ...]:
         """The atoms that make up a part ("train", "test:2")."""
@@ -216,19 +235,19 @@ class Layout:
             cells.append(np.bincount(joint, minlength=prod(shape)))
         return np.concatenate(cells)
 
-    def words(self, counts: IntArray, *, passing: bool, showing: bool, secret: bytes) -> IntArray:
-        """What one site adds to the total: (length,). secret: known to this site only, another for every count."""
+    def words(self, counts: IntArray, *, lot: int, passing: bool, showing: bool, secret: bytes) -> IntArray:
+        """What one site adds to the total: (length,). lot: this site's. secret: known to it only, another for every count."""
         stream = hashlib.shake_256(secret).digest(8 * counts.size)
         noise = np.frombuffer(stream, np.int64).reshape(counts.shape) | 1
         present = np.where(counts > 0, noise, 0)
-        return np.concatenate([(counts // self.lot).ravel(), present.ravel(), np.array([passing, showing], np.int64)])
+        return np.concatenate([(counts // lot * lot).ravel(), present.ravel(), np.array([passing, showing], np.int64)])
 
     def read(self, totals: IntArray) -> "Units":
         """What a count says. totals: (length,)."""
         size = self.atoms * self.cells
         shape = (self.atoms, self.cells)
         lots, present = totals[:size].reshape(shape), totals[size : 2 * size].reshape(shape)
-        return Units(self, lots * self.lot, present != 0, int(totals[-2]), int(totals[-1]))
+        return Units(self, lots, present != 0, int(totals[-2]), int(totals[-1]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -304,13 +323,18 @@ def _is_small(at_least: IntArray, present: NDArray[Any], needed: NDArray[np.bool
 
 
 def entry_words(counts: Sequence[IntArray], lot: int, secret: bytes) -> IntArray:
-    """What one site adds before a sum with released counts is opened: lots, then presence, of every entry."""
+    """What one site adds before a sum with released counts is opened: counts in whole lots, then presence, of every entry."""
     flat = np.concatenate([each.ravel() for each in counts])
     noise = np.frombuffer(hashlib.shake_256(secret).digest(8 * len(flat)), np.int64) | 1
-    return np.concatenate([flat // lot, np.where(flat > 0, noise, 0)])
+    return np.concatenate([flat // lot * lot, np.where(flat > 0, noise, 0)])
 
 
-def has_small_entry(totals: IntArray, lot: int, minimum: int, zero_is_small: NDArray[np.bool_]) -> bool:
+def read_entries(totals: IntArray) -> tuple[IntArray, NDArray[np.bool_]]:
+    """What a count of entries says: at least so many, and whether any at all, of every entry."""
+    at_least, present = np.split(totals, 2)
+    return at_least, present != 0
+
+
+def has_small_entry(totals: IntArray, minimum: int, zero_is_small: NDArray[np.bool_]) -> bool:
     """Whether an entry of released counts is under the minimum in total. zero_is_small: (entries,)."""
-    lots, present = np.split(totals, 2)
-    return minimum > 1 and _is_small(lots * lot, present != 0, zero_is_small, minimum)
+    return minimum > 1 and _is_small(*read_entries(totals), zero_is_small, minimum)
