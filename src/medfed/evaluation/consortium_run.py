@@ -41,9 +41,14 @@ class ConsortiumRun:
     result: Mapping[str, Any]
 
 
+def is_network(consortium: Path) -> bool:
+    """Whether `medfed consortium init` made a network in this folder."""
+    return (consortium / "coordinator" / "network" / "roster.json").exists()
+
+
 def open_engine(consortium: Path, study: Study, *, durability: Durability = "call") -> ConsortiumEngine:
     """The engine of a consortium's folder: its network, where `medfed consortium init` made one; else its site folders."""
-    if (consortium / "coordinator" / "network" / "roster.json").exists():
+    if is_network(consortium):
         from medfed.engines.nvflare.engine import Networked
 
         return Networked(consortium, study)
