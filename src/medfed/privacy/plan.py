@@ -60,13 +60,20 @@ def _noise_for(planned: tuple[tuple[str, Planned], ...], epsilon: float, delta: 
             found[event] = found.get(event, 0) + plan.calls * plan.draws
         return found
 
+    name, least = min(planned, key=lambda item: item[1].weight)
+    most = LARGEST_NOISE * least.weight
+    if charged_epsilon(events(most), delta) > epsilon:
+        raise ValueError(
+            f"the calls of {name} would carry noise of more than {LARGEST_NOISE:g} times a patient's bound; change epsilon, "
+            "the number of rounds, or the weights"
+        )
     # Without sampling everything composes to one Gaussian: an upper end for the sampled case too.
     total = math.fsum(plan.calls * plan.draws * plan.weight**2 for _, plan in planned)
     high = gaussian_noise(epsilon, delta) * math.sqrt(total) * 1.001
     low = high / 1.002
-    sampled, most = any(plan.sampling_rate < 1 for _, plan in planned), min(plan.weight for _, plan in planned)
+    sampled = any(plan.sampling_rate < 1 for _, plan in planned)
     if sampled:
-        low = most * SMALLEST_NOISE
+        low = least.weight * SMALLEST_NOISE
         for _ in range(40):
             middle = math.sqrt(low * high)
             low, high = (
@@ -82,9 +89,9 @@ def _noise_for(planned: tuple[tuple[str, Planned], ...], epsilon: float, delta: 
         middle = math.sqrt(low * high)
         low, high = (low, middle) if charged_epsilon(events(middle), delta) <= epsilon else (middle, high)
     base, more = _rounded_up(high), 1e-5
-    # What is charged is a little above the exact epsilon; further steps, further apart, end above the most there may be.
-    while base <= LARGEST_NOISE * most and charged_epsilon(events(base), delta) > epsilon:
-        base, more = _rounded_up(base * (1 + more)), 2 * more
+    # What is charged is a little above the exact epsilon.
+    while base < most and charged_epsilon(events(base), delta) > epsilon:
+        base, more = min(_rounded_up(base * (1 + more)), most), 2 * more
     found = tuple((name, Event(base / plan.weight, plan.sampling_rate)) for name, plan in planned)
     for name, event in found:
         if not SMALLEST_NOISE <= event.noise <= LARGEST_NOISE:
