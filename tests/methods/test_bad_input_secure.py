@@ -162,7 +162,9 @@ def test_sites_judge_the_cells_of_an_interaction_whoever_asks(patients: pd.DataF
     assert layout.read(words).refuses("train", 10, 10) is not None
     plain = Layout(study_of(VARIABLES, "glm.Glm", {"formula": "~ arm + stage"}, ["a", "b", "c"]), 3)
     counts = plain.count(table.on("all"), np.zeros(table.rows, np.int64))
-    assert plain.read(plain.words(counts, lot=1, passing=True, showing=True, secret=b"s")).refuses("train", 10, 10) is None
+    assert (
+        plain.read(plain.words(counts, lot=1, passing=True, showing=True, secret=b"s")).refuses("train", 10, 10) is None
+    )
 
 
 def test_fewer_patients_than_coefficients_is_refused(tmp_path: Path, patients: pd.DataFrame) -> None:
