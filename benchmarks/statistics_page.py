@@ -40,7 +40,7 @@ def rows(show: Callable[[str], None] = print) -> Iterator[Row]:
         largest.append(difference)
         yield _row(claim, pooled, ours, difference)
     yield _row("trial: largest difference", f"{TOLERANCE:.0e}", f"{max(largest):.1e}", max(largest))
-    yield from _dialysis()
+    yield from _dialysis(show)
 
 
 def _row(claim: str, pooled: str, ours: str, difference: float) -> Row:
@@ -53,6 +53,8 @@ def _trial(show: Callable[[str], None]) -> Iterator[tuple[str, str, str, float]]
     from medfed.applications.statistics import open_consortium
 
     everybody = pooled()
+    sizes = everybody["site"].value_counts()
+    show(f"patients: {', '.join(f'{name} {count}' for name, count in sizes.items())}, {len(everybody)} in all")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         study = make_hospitals(folder)
@@ -187,7 +189,7 @@ def _effect(found: Any, rows: pd.DataFrame) -> Iterator[tuple[str, str, str, flo
     )
 
 
-def _dialysis() -> Iterator[Row]:
+def _dialysis(show: Callable[[str], None]) -> Iterator[Row]:
     if importlib.util.find_spec("SurvSet") is None:
         yield ("dialysis, 67 centres", "", "skipped: SurvSet not installed", "", None)
         return
@@ -198,6 +200,9 @@ def _dialysis() -> Iterator[Row]:
 
     secure = {"minimum_cell": 10, "sums": "strongest"}
     centres = data.consortium(data.dialysis_frame(), data.DIALYSIS, "cox.Cox", {"ties": "efron"}, privacy=secure)
+    by_centre = centres.frame.groupby("site")["event"]
+    least, without = by_centre.size().min(), int((by_centre.sum() == 0).sum())
+    show(f"\ndialysis: the smallest centre has {least} patients, {without} centres have no death\n")
     with tempfile.TemporaryDirectory() as folder:
         found = data.run(Path(folder), centres, policy=Policy())
     strata = np.unique(centres.site, return_inverse=True)[1]
