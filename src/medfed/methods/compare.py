@@ -205,7 +205,7 @@ def rank_tests(told: FloatArray) -> list[dict[str, Any]]:
     pairs = float(sizes[0] * sizes[1])
     deviation = np.sqrt(pairs * (total + 1) / 12.0 * ties)
     z = (max(u, pairs - u) - pairs / 2 - 0.5) / deviation
-    lowest, highest = _share_between(told)
+    lowest, highest = share_between(told)
     uncertain = max(highest - u / pairs, u / pairs - lowest)
     return [
         {
@@ -215,11 +215,12 @@ def rank_tests(told: FloatArray) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _share_between(told: FloatArray) -> tuple[float, float]:
+def share_between(told: FloatArray) -> tuple[float, float]:
     """The least and the largest share of pairs in which the second group has the larger value, as far as is told.
 
     The share is the integral of the first group's distribution over the second's: largest where the first has as many
     below each border as may be, all at the start of their bin, and the second as few, all at its end; least the other way.
+    told (borders, 2, 2): as in ``rank_tests``.
     """
     low = told[..., 0] / told[-1, :, 0]
     high = told.sum(2) / told[-1, :, 0]
