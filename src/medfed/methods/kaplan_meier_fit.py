@@ -164,8 +164,12 @@ class KaplanMeierFit:
                 )  # fmt: skip
             rows.append((self.name(group, lang), *counts, *figures))
         lines += ["", text_table(heads, rows), ""]
+        cells = self.result.get("log_rank", {}).get("cells")
+        across = _("Log-rank test, on the declared intervals")
+        if cells is not None:
+            across = _("Log-rank test, on {count} cells that all groups share").format(count=int(cells))
         for key, name in (
-            ("log_rank", _("Log-rank test, on the declared intervals")),
+            ("log_rank", across),
             ("log_rank_within", _("Log-rank test within sites, exact")),
         ):
             if test := self.result.get(key):
