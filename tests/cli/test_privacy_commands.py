@@ -13,6 +13,7 @@ from medfed.privacy.accounting import Event, charged_epsilon
 
 PRIVATE = (
     STUDY.replace("newton.Newton", "private_glm.PrivateGLM")
+    .replace("privacy: {sums: plain}\n", "")
     .replace("parts: {kind: folds, folds: 3}", "parts: {kind: fractions, train: 0.7, test: 0.3}")
     .replace(
         "evaluation: {design: cross_validation, compare: [local, federated, pooled]}",

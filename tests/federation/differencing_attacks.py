@@ -149,7 +149,7 @@ class Coordinator:
         if len(self._ask(call, {site: Own() for site in over})) < len(over):
             return None
         roster = Roster.of({site: self.engine.roster[site] for site in call.roster})
-        opening = replace(call, phase="open", inputs={}, opening=Opening(attempt, purpose, call.digest, shown))
+        opening = replace(call, phase="open", inputs={}, opening=Opening(attempt, purpose, call.inputs_digest, shown))
         length = self._length(call, purpose, roster)
         try:
             side = CoordinatorSide(context_of(opening, self.study, roster, length), roster, asked=over)

@@ -1,6 +1,6 @@
 """Runs one study in a process that kills itself (SIGKILL) before a chosen database statement or exchange.
 
-usage: kill_worker.py FOLDER METHOD LATE KILL_AT; METHOD newton | scaffold | study, or one of them after "secure-", whose sums
+usage: kill_worker.py FOLDER METHOD LATE KILL_AT; METHOD newton | scaffold | study | private | shares, or one of them after "secure-", whose sums
 are secure; LATE no | drawn; KILL_AT 0 = never.
 The statements of both stores are counted through SQLite's own trace, so a kill falls between any two of them,
 the sealing transaction's included; no product code knows of it.
@@ -59,7 +59,7 @@ class Points:
 
 
 class LateSites:
-    """A fault proxy: a quarter of the answers of the first rounds are sealed and never arrive. Drawn anew after a restart."""
+    """A fault proxy: a quarter of the answers of the first rounds are sealed, and nothing of that arrives. Drawn anew after a restart."""
 
     def __init__(self, engine, mode: str, points: Points) -> None:
         self.engine, self.mode, self.points = engine, mode, points
@@ -69,13 +69,18 @@ class LateSites:
     def exchange(self, call, own, deadline=None):
         self.points.reach("exchange")
         for site, answer in self.engine.exchange(call, own, deadline):
-            if self.random is not None and call.phase == "answer" and call.round <= 8 and self.random.random() < 0.25:
+            if (
+                self.random is not None
+                and call.phase in ("answer", "seal")
+                and call.round <= 8
+                and self.random.random() < 0.25
+            ):
                 answer = Failure("late", "the answer did not come before the deadline")
             yield site, answer
 
 
 def study_of(method: str):
-    """newton, scaffold; private: with noise; or study: Newton with its cross-validated evaluation, which runs in children."""
+    """newton, scaffold; private, shares: with noise, in full at each site or spread over them; or study: Newton with its cross-validated evaluation, which runs in children."""
     secure, _, method = method.rpartition("-")
     privacy = {"sums": "strongest" if secure else "plain", "minimum_cell": 1 if secure else 10}
     newton = {"use": "medfed:medfed.methods.newton.Newton", "settings": {"tolerance": 1e-9}}
@@ -83,12 +88,12 @@ def study_of(method: str):
     if method == "scaffold":
         use = {"use": "medfed:medfed.methods.scaffold.Scaffold", "settings": scaffold}
         return synthetic_study(SITES, method=use, privacy=privacy)
-    if method == "private":
+    if method in ("private", "shares"):
         fedavg = {
             "use": "medfed:medfed.methods.private_fedavg.PrivateFedAvg",
-            "settings": {"rounds": 6, "local_steps": 2},
+            "settings": {"rounds": 6, "local_steps": 2 if method == "private" else 1},
         }
-        return synthetic_study(SITES, method=fedavg, privacy={"epsilon": 3.0})
+        return synthetic_study(SITES, method=fedavg, privacy={"epsilon": 3.0, "sums": privacy["sums"]})
     if method == "study":
         folds = {"kind": "folds", "folds": 2}
         evaluation = {"design": "cross_validation"}

@@ -139,18 +139,18 @@ def sealed_bytes(folder: Path) -> dict:
     return {(site, key): (payload, event) for site, key, payload, event in rows}
 
 
-def kill_private_run(folder: Path, late: str, kills: int, seed: int) -> int:
+def kill_private_run(folder: Path, method: str, late: str, kills: int, seed: int) -> int:
     """Noise differs from run to run, so what must hold is: sealed once, never drawn again, charged as planned."""
     rng, done, seen = random.Random(seed), 0, {}
     code = -1
     while done < kills and code != 0:
-        code = start(folder, "private", late, rng.randint(1, 60))
+        code = start(folder, method, late, rng.randint(1, 60 if method == "private" else 120))
         done += code != 0
         now = sealed_bytes(folder)
         assert {key: now[key] for key in seen} == seen, "what was sealed stays as it is"
         seen = now
     if code != 0:
-        assert start(folder, "private", late, 0) == 0
+        assert start(folder, method, late, 0) == 0
     db = sqlite3.connect(folder / "sites" / "sites.db")
     assert {key: sealed_bytes(folder)[key] for key in seen} == seen
     rows = db.execute("select site, call from ledger where event is not null").fetchall()
@@ -158,22 +158,30 @@ def kill_private_run(folder: Path, late: str, kills: int, seed: int) -> int:
     for site, events in db.execute(
         "select site, count(distinct event) from ledger where event is not null group by site"
     ):
-        assert events == 2
+        assert events == (1 if method.endswith("shares") else 2), "of a count, and of a round"
         verify_ledger(db, site)
+    sets = db.execute("select count(*), count(distinct sites) from noisy_opening group by key").fetchall()
+    assert len(sets) == (0 if method == "private" else 7)
+    assert {different for _, different in sets} <= {1}, "all sites have opened one set, once"
     return done
 
 
+PRIVATE = ("private", "secure-private", "secure-shares")
+
+
 @pytest.mark.parametrize("late", ["no", "drawn"])
-def test_a_killed_private_run_draws_and_charges_nothing_twice(tmp_path: Path, late: str) -> None:
-    assert kill_private_run(tmp_path / "run", late, 6, seed=3) >= 3
+@pytest.mark.parametrize("method", PRIVATE)
+def test_a_killed_private_run_draws_and_charges_nothing_twice(tmp_path: Path, method: str, late: str) -> None:
+    assert kill_private_run(tmp_path / "run", method, late, 6, seed=3) >= 3
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("late", ["no", "drawn"])
-def test_fifty_kills_of_private_runs(tmp_path: Path, late: str) -> None:
+@pytest.mark.parametrize("method", PRIVATE)
+def test_fifty_kills_of_private_runs(tmp_path: Path, method: str, late: str) -> None:
     killed, run = 0, 0
     while killed < 50:
-        killed += kill_private_run(tmp_path / str(run), late, 8, seed=100 + run)
+        killed += kill_private_run(tmp_path / str(run), method, late, 8, seed=100 + run)
         run += 1
 
 

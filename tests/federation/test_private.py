@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from consortium import fixed_keys, synthetic_columns, synthetic_study, synthetic_tables
+from private_study import FEATURES, ROWS_A_PATIENT, ask, doors_of, expected_gradient, private_study, value_of
 from scipy import stats
 
 from medfed.data.table import StudyTable
@@ -19,11 +20,12 @@ from medfed.engines.what_if import what_if
 from medfed.errors import FederationError, StudyError
 from medfed.federation import private
 from medfed.federation.budget import Charge, charged_events, over_all
-from medfed.federation.call import Answer, Call, Failure, Own, Protection
-from medfed.federation.door import OVER_BUDGET, Doors
+from medfed.federation.call import Answer, Failure
+from medfed.federation.door import OVER_BUDGET
 from medfed.federation.here import Here, PooledView, fit
 from medfed.federation.ledger import rows_of, verify_ledger
-from medfed.federation.packages import find_method, step_name
+from medfed.federation.opening import ring_of
+from medfed.federation.packages import find_method
 from medfed.federation.policy import Policy
 from medfed.federation.private import NO_EPSILON, NOT_BOUNDED, NOT_CHARGED, NOT_POSSIBLE, charges_of, noise_shares
 from medfed.federation.ring import decode
@@ -33,83 +35,29 @@ from medfed.methods.newton import logistic_terms
 from medfed.methods.private_glm import clipped_gradient, patient_count
 from medfed.methods.standardise import moments
 from medfed.privacy.accounting import Event, charged_epsilon
-from medfed.study import Study
 
-GLM = "medfed:medfed.methods.private_glm.PrivateGLM"
 ERROR_RATE = 1e-9
-FEATURES = 40
-ROWS_A_PATIENT = 3
-
-
-def private_study(names: list[str], epsilon: float | None = 3.0, features: int = 4, **changes: Any) -> Study:
-    settings = changes.pop("settings", {"rounds": 5})
-    privacy = {"epsilon": epsilon} if epsilon is not None else {"minimum_cell": 1}
-    return synthetic_study(names, features, method={"use": GLM, "settings": settings}, privacy=privacy, **changes)
-
-
-def doors_of(
-    folder: Path, study: Study, rows: list[int], features: int = 4, budget: float = 100.0, rows_a_patient: int = 1,
-    spread: float = 1.0, **options: Any,
-) -> Doors:  # fmt: skip
-    tables = {}
-    for index, (site, count) in enumerate(zip(study.sites.invited, rows, strict=True)):
-        who = np.arange(count, dtype=np.uint64) // rows_a_patient + 1000 * (index + 1)
-        columns = synthetic_columns(count, features, index)
-        columns = {name: values * spread if name.startswith("x") else values for name, values in columns.items()}
-        tables[site] = StudyTable.from_columns(study, columns, pseudonyms=who)
-    engine, _ = what_if(
-        folder, tables, study, [find_method(study)], policy=Policy(budget=budget), keys=fixed_keys(list(tables)),
-        **options,
-    )  # fmt: skip
-    return engine.doors[0]
-
-
-def ask(
-    doors: Doors, asked: Step, charge: Charge | None, ordinal: int = 0, protection: Protection = "plain", **inputs: Any
-) -> Answer | Failure:
-    site = next(iter(doors.sites))
-    call = Call(
-        study=doors.study.hash, run="main", round=1, step=step_name(asked), ordinal=ordinal, part="train",
-        roster=doors.study.sites.invited, inputs={k: np.asarray(v) for k, v in inputs.items()}, charge=charge,
-        protection=protection,
-    )  # fmt: skip
-    return doors.answer(call, {site: Own()})[site]
-
-
-def value_of(answer: Answer | Failure, asked: Step, name: str, study: Study) -> np.ndarray:
-    assert isinstance(answer, Answer), answer
-    declared = asked.releases[name]
-    assert isinstance(declared, Sum)
-    width = declared.limbs(rows_at_most=study.rows_at_most, sites_at_most=study.sites_at_most)
-    return decode(np.asarray(answer.values[name]), width)
 
 
 # -- the audit ---------------------------------------------------------------------------------------------------------
-
-
-def expected_gradient(table: StudyTable, norm: float = 1.0) -> np.ndarray:
-    """The sum of patients' clipped gradients at a model of zeros, worked out here from the study's definition."""
-    view = table.on("train")
-    features, outcome = view.arrays("features", "outcome")
-    x = features.copy()
-    x[:, 1:] = np.clip(x[:, 1:] / 20.0, -1.0, 1.0)
-    total = np.zeros(x.shape[1])
-    for patient in np.unique(view.row_pseudonyms):
-        own = np.zeros(x.shape[1])
-        for row in np.flatnonzero(view.row_pseudonyms == patient):
-            own += (0.5 - outcome[row]) * x[row]
-        total += own / max(1.0, float(np.linalg.norm(own)) / norm)
-    return total
 
 
 def audit(folder: Path) -> dict[str, bool]:
     """law: the noise in many answers has variance, mean and shape of the declared one; clipping: answers with little
     noise are the sum that was worked out by hand."""
     study = private_study(["a", "b"], features=FEATURES)
-    noisy = doors_of(folder / "1", study, [90, 90], FEATURES, budget=1e9, rows_a_patient=ROWS_A_PATIENT, spread=10)
-    exact = expected_gradient(noisy.sites["a"].table)
     # The study's own limit is not what is tested here.
-    noisy._limits = lambda site: private_limits()  # type: ignore[method-assign]
+    noisy = doors_of(
+        folder / "1",
+        study,
+        [90, 90],
+        FEATURES,
+        budget=1e9,
+        rows_a_patient=ROWS_A_PATIENT,
+        spread=10,
+        approved_budget=1e9,
+    )
+    exact = expected_gradient(noisy.sites["a"].table)
     zeros = np.zeros(FEATURES + 1)
     sigma = 30.0
     drawn = []
@@ -129,12 +77,6 @@ def audit(folder: Path) -> dict[str, bool]:
     return {"law": law, "clipping": bool(np.abs(off).max() <= most)}
 
 
-def private_limits() -> Any:
-    from medfed.federation.budget import Limits
-
-    return Limits(1e300, 1e-5, 1e300, 1e-5)
-
-
 def test_the_noise_has_its_law_and_terms_are_cut_by_patient(tmp_path: Path) -> None:
     assert audit(tmp_path) == {"law": True, "clipping": True}
 
@@ -145,14 +87,14 @@ def _twice(scale: int, count: int, *rest: Any) -> np.ndarray:
     return discrete_gaussian(scale, count) + discrete_gaussian(scale, count)
 
 
-def _by_coordinate(terms: np.ndarray, bound: float) -> np.ndarray:
-    return np.trunc(np.clip(terms, -bound, bound) * 2**40).astype(np.int64)
+def _by_coordinate(terms: np.ndarray, bound: float, bits: int) -> np.ndarray:
+    return np.trunc(np.clip(terms, -bound, bound) * 2**bits).astype(np.int64)
 
 
-def _wide(terms: np.ndarray, bound: float) -> np.ndarray:
+def _wide(terms: np.ndarray, bound: float, bits: int) -> np.ndarray:
     from medfed.privacy.noise import clip_to_grid
 
-    return clip_to_grid(terms, 1.5 * bound)
+    return clip_to_grid(terms, 1.5 * bound, bits)
 
 
 def _of_rows(rows: np.ndarray, unit: np.ndarray, units: int) -> np.ndarray:
@@ -198,7 +140,7 @@ def test_a_share_under_secure_sums_has_its_share_of_the_variance() -> None:
     drawn = []
     for _ in range(40):
         closed = private.close(clipped_gradient, rows, view, charge=Charge(Event(9.0)), shares=5, study=study)
-        drawn.append(decode(closed["gradient"], 2 if closed["gradient"].ndim == 2 else 1))
+        drawn.append(decode(closed["gradient"], *ring_of(clipped_gradient.releases["gradient"], study)))
     away = np.concatenate(drawn) / (9.0 / math.sqrt(5))
     low, high = stats.chi2.ppf([ERROR_RATE / 2, 1 - ERROR_RATE / 2], len(away))
     assert low <= float(away @ away) <= high

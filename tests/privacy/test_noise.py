@@ -25,6 +25,7 @@ from medfed.privacy.noise import (
     share_distance,
     share_scale,
     total_limbs,
+    total_word,
 )
 
 ERROR_RATE = 1e-9
@@ -105,21 +106,22 @@ def test_a_scale_that_the_sampler_can_not_hold_is_refused(scale: int) -> None:
 # -- shares ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("bits", [34, 40])
 @pytest.mark.parametrize("shares", [1, 3, 67, 200])
-def test_shares_add_up_to_the_variance_and_to_no_more_than_rounding(shares: int) -> None:
-    scale = share_scale(1.7, shares)
-    wanted = Fraction(1.7) ** 2 * 4**40
+def test_shares_add_up_to_the_variance_and_to_no_more_than_rounding(shares: int, bits: int) -> None:
+    scale = share_scale(1.7, shares, bits)
+    wanted = Fraction(1.7) ** 2 * 4**bits
     assert shares * Fraction(scale) ** 2 >= wanted
     assert shares * Fraction(scale - 1) ** 2 < wanted
     total = sum(discrete_gaussian(scale, 20_000).astype(object) for _ in range(shares)) if shares < 10 else None
     if total is not None:
-        assert stats.kstest(np.array(total / (1.7 * 2**40), dtype=float), "norm").pvalue > ERROR_RATE
+        assert stats.kstest(np.array(total / (1.7 * 2**bits), dtype=float), "norm").pvalue > ERROR_RATE
 
 
-@pytest.mark.parametrize("sigma", [2.0**-11, 2.0**17])
-def test_noise_that_the_grid_can_not_hold_is_refused(sigma: float) -> None:
-    with pytest.raises(ValueError, match="grid"):
-        share_scale(sigma, 1)
+@pytest.mark.parametrize(("sigma", "shares", "bits"), [(2.0**-11, 1, 40), (2.0**17, 1, 40), (1.0, 1, 29), (1.0, 5, 31)])
+def test_noise_that_the_grid_can_not_hold_is_refused(sigma: float, shares: int, bits: int) -> None:
+    with pytest.raises(ValueError, match=f"grid of 2.-{bits}"):
+        share_scale(sigma, shares, bits)
 
 
 @pytest.mark.parametrize(("variance", "shares"), list(itertools.product(["0.25", "0.5", "1"], [2, 3, 5])))
@@ -166,16 +168,18 @@ def test_the_grid_adds_no_more_epsilon_than_stated(scale: float) -> None:
 @given(
     st.lists(st.lists(st.floats(width=64), min_size=3, max_size=3), min_size=1, max_size=6),
     st.sampled_from([1e-3, 0.5, 1.0, 7.3, 2.0**15]),
+    st.sampled_from([20, 31, 40]),
 )
-def test_no_unit_passes_the_bound_on_the_grid(terms: list[list[float]], bound: float) -> None:
-    clipped = clip_to_grid(np.array(terms), bound)
-    limit = Fraction(bound) * 2**40
+def test_no_unit_passes_the_bound_on_the_grid(terms: list[list[float]], bound: float, bits: int) -> None:
+    """Rounding included: it comes before the noise, and towards zero."""
+    clipped = clip_to_grid(np.array(terms), bound, bits)
+    limit = Fraction(bound) * 2**bits
     for row, before in zip(clipped, terms, strict=True):
         assert sum(int(value) ** 2 for value in row) <= limit**2
         if not np.isfinite(before).all():
             assert not row.any()
         elif 0 < sum(Fraction(value) ** 2 for value in before) <= (Fraction(bound) * Fraction(9, 10)) ** 2:
-            assert [int(v) for v in row] == [math.trunc(Fraction(v) * 2**40) for v in before]
+            assert [int(v) for v in row] == [math.trunc(Fraction(v) * 2**bits) for v in before]
 
 
 def test_a_clipped_unit_keeps_its_direction() -> None:
@@ -202,6 +206,24 @@ def test_a_total_says_no_more_than_the_sum(rows: list[tuple[int, int]]) -> None:
     for column, (high, low) in enumerate(limbs.tolist()):
         assert high * 2**32 + low == sum(row[column] for row in rows) + int(added[column])
         assert 0 <= low < 2**32
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(-(2**62), 2**62), min_size=1, max_size=9), st.integers(-(2**62), 2**62))
+def test_a_word_is_the_noisy_sum_modulo_its_size(terms: list[int], added: int) -> None:
+    """However large: a refusal of what does not fit would tell of the terms."""
+    (word,) = total_word(np.array(terms, np.int64)[:, None], np.array([added], np.int64))
+    assert (int(word) - sum(terms) - added) % 2**64 == 0
+    (bare,) = total_word(np.array(terms, np.int64)[:, None], None)
+    assert (int(bare) - sum(terms)) % 2**64 == 0
+
+
+def test_of_two_words_the_totals_tell_how_often_the_low_ones_carried() -> None:
+    """Why noisy sums travel in one: two pairs of sites with one total, and other sums of their halves."""
+    halves = [total_limbs(np.array([[each]]), None)[0] for each in (2**31, 2**31, 2**32, 0)]
+    one, other = halves[0] + halves[1], halves[2] + halves[3]
+    assert one[0] * 2**32 + one[1] == other[0] * 2**32 + other[1]
+    assert one.tolist() != other.tolist()
 
 
 def test_rows_of_one_patient_are_one_unit() -> None:

@@ -2,16 +2,18 @@
 
     hospitals = open_consortium("hospitals", "hospitals/study.yaml")
     fit = hospitals.glm("pancreatitis ~ arm + age + risk")
-    print(fit.summary())
+    print(fit.summary())          # fit.to_frame(), fit.plot("forest.svg")
 
 Each question is a study of its own, the given one with another method: sites approve it before it runs. The same question
 asked again is read from its run. ``in_memory`` asks the same of tables in this process: a what-if, where nobody is apart.
 """
 
+import importlib
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,10 @@ import yaml
 
 from medfed.canonical import write_atomically
 from medfed.data.table import StudyTable
+from medfed.engines.site_folders import NO_TABLE
 from medfed.engines.what_if import what_if
 from medfed.errors import FederationError, StudyError
-from medfed.evaluation.consortium_run import open_engine
+from medfed.evaluation.consortium_run import is_network, open_engine
 from medfed.evaluation.statistics_results import KINDS, shown
 from medfed.evaluation.study_run import StudyRun
 from medfed.federation.packages import find_method
@@ -31,6 +34,8 @@ from medfed.federation.runner import Listener, Runner
 from medfed.study import Study, load_study
 
 Settings = Mapping[str, bool | int | float | str]
+# Why a site does not answer a question that it has not approved yet.
+NOT_APPROVED = (NO_TABLE, "the site has not approved this version of the study")
 
 
 def question(study: Study, kind: str, settings: Settings) -> Study:
@@ -38,10 +43,18 @@ def question(study: Study, kind: str, settings: Settings) -> Study:
     if kind not in KINDS:
         raise StudyError(f"there are no statistics {kind!r}; choose {', '.join(KINDS)}")
     use = f"medfed:{KINDS[kind][0]}"
-    if study.method.use == use and (not settings or dict(study.method.settings) == dict(settings)):
+    settings = _without_defaults(KINDS[kind][0], settings)
+    if study.method.use == use and (
+        not settings or _without_defaults(KINDS[kind][0], study.method.settings) == settings
+    ):
         return study
+    privacy = study.privacy.model_dump()
+    if kind == "meta":
+        # It has no sums. Sites that sum securely give figures of their own only after a total; here no total is to come.
+        privacy["sums"] = "plain"
     asked = study.model_copy(
         update={
+            "privacy": privacy,
             "method": {"use": use, "settings": dict(settings)},
             "task": {**study.task.model_dump(), "kind": "association"},
             "variants": {},
@@ -50,6 +63,13 @@ def question(study: Study, kind: str, settings: Settings) -> Study:
     )
     find_method(asked)
     return asked
+
+
+def _without_defaults(method: str, settings: Settings) -> Settings:
+    """Settings that say something: the same question has the same hash, however it is put."""
+    module, _, name = method.rpartition(".")
+    defaults = {each.name: each.default for each in fields(getattr(importlib.import_module(module), name))}
+    return {key: value for key, value in settings.items() if key not in defaults or defaults[key] != value}
 
 
 @dataclass(frozen=True)
@@ -114,12 +134,32 @@ def _answer(folder: Path, given: Study, asked: Study, kind: str, listener: Liste
             try:
                 found: Mapping[str, Any] = (stored or runner.execute(StudyRun(asked), name))["fitted"]
             except FederationError as problem:
-                if file is None:
+                if kind == "meta":
+                    runner.abandon(name)  # what single sites did not give is asked anew next time
+                if file is None or not any(reason in str(problem) for reason in NOT_APPROVED):
                     raise
-                raise FederationError(f"{problem}. Sites approve this question, {file}, as any other study") from None
+                raise FederationError(_to_be_approved(folder, file, str(problem), asked)) from None
             return found
     finally:
         engine.close()
+
+
+def _to_be_approved(folder: Path, file: Path, said: str, asked: Study) -> str:
+    """What is to be done where sites have not approved a question. said: why the run stopped."""
+    sites = asked.sites.invited
+    missing = [
+        site for site in sites if re.search(rf"\b{re.escape(site)}(?: \w+)?: (?:{'|'.join(NOT_APPROVED)})", said)
+    ]
+    who = (
+        "no site has"
+        if not missing or len(missing) == len(sites)
+        else f"{', '.join(missing)} " + ("have not" if len(missing) > 1 else "has not")
+    )
+    send = f"Send it with `medfed consortium propose {file}`. " if is_network(folder) else ""
+    return (
+        f"{who} approved this question yet; it is the study {file}. {send}Each site builds its table and approves, as for any "
+        "study (`medfed site build`, `medfed site approve`); then ask again"
+    )
 
 
 def write_question(folder: Path, study: Study, kind: str) -> Path:

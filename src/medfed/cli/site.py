@@ -16,7 +16,7 @@ from medfed.cli import site_data, site_model, site_network, site_preflight
 from medfed.cli.console import AsJson, Language, out, print_json, say
 from medfed.data.site_folder import SiteFolder, init_site, load_site
 from medfed.data.stored import open_table
-from medfed.engines.site_roster import add_to_roster, fingerprint, protection_for, read_roster
+from medfed.engines.site_roster import add_to_roster, fingerprint, protection_for, read_roster, shares_for
 from medfed.errors import LedgerError, PolicyViolation
 from medfed.evaluation.study_run import StudyRun, step_names, steps_of
 from medfed.federation.approval import MOST_CALLS, approved_names, packages_of
@@ -96,7 +96,7 @@ def preview(folder: SiteFolderPath, study: Proposed, lang: Language = "en", json
     table, policy = open_table(site, loaded), load_policy(site.policy_path)
     found = preview_of(
         site.name, loaded, table, policy, steps_of(loaded), protection_for(site, loaded),
-        charges=charges_of(loaded, StudyRun(loaded)),
+        charges=charges_of(loaded, StudyRun(loaded)), shares=shares_for(site, loaded),
     )  # fmt: skip
     if json:
         print_json(found)
@@ -112,7 +112,10 @@ def show_preview(found: Preview, lang: str) -> None:
     if found.epsilon is not None:
         spends = _("A run spends epsilon {epsilon} at delta {delta}; the site's budget over all studies is {budget}.")
         out.print(spends.format(epsilon=f"{found.epsilon:g}", delta=f"{found.delta:g}", budget=f"{found.budget:g}"))
-    if found.protection == "secure":
+    if found.protection == "secure" and found.epsilon is not None:
+        say(_("Sums are secure: only totals over several sites are seen, and this site adds a share of their noise; the shares of {shares} sites make up the whole."),
+            shares=found.shares)  # fmt: skip
+    elif found.protection == "secure":
         say(_("Sums are secure: only totals over several sites are seen, and counts are held to {minimum} in total."),
             minimum=found.minimum_cell)  # fmt: skip
     else:

@@ -15,7 +15,7 @@ from medfed.cli.network import need_network, run_in_foreground, start_in_backgro
 from medfed.cli.run import clock_time
 from medfed.data.site_folder import SiteFolder, load_site
 from medfed.data.stored import open_table
-from medfed.engines.site_roster import protection_for
+from medfed.engines.site_roster import protection_for, shares_for
 from medfed.errors import FederationError, MedfedError, PolicyViolation
 from medfed.evaluation.study_run import StudyRun, step_names, steps_of
 from medfed.federation.approval import packages_of
@@ -236,8 +236,9 @@ def _show_proposal(box: Any, name: str, lang: str, json: bool) -> None:
         table = open_table(box.site, study)
         policy, protection = load_policy(box.site.policy_path), protection_for(box.site, study)
         found = preview_of(
-            box.site.name, study, table, policy, steps_of(study), protection, charges=charges_of(study, StudyRun(study))
-        )
+            box.site.name, study, table, policy, steps_of(study), protection,
+            charges=charges_of(study, StudyRun(study)), shares=shares_for(box.site, study),
+        )  # fmt: skip
         not_built = ""
     except MedfedError as problem:
         found, not_built = None, str(problem)

@@ -15,6 +15,7 @@ from medfed.data.site_folder import SiteFolder
 from medfed.errors import PolicyViolation, PrivacyError
 from medfed.federation.call import Protection
 from medfed.federation.opening import secure_roster
+from medfed.federation.private import noise_shares
 from medfed.privacy import SignedRoster, call_roster
 from medfed.privacy.signatures import is_key
 from medfed.study import Study
@@ -41,6 +42,11 @@ def read_roster(site: SiteFolder) -> dict[str, str]:
 def protection_for(site: SiteFolder, study: Study) -> Protection:
     """How sums of a study are protected at a site that approves it as things stand."""
     return "secure" if site.name in secure_roster(study, read_roster(site)) else "plain"
+
+
+def shares_for(site: SiteFolder, study: Study) -> int:
+    """Over how many sites the noise of a sum is spread at a site that approves a study as things stand."""
+    return noise_shares(protection_for(site, study), len(secure_roster(study, read_roster(site))))
 
 
 def keep_network_roster(site: SiteFolder, signed: object, authority: str) -> None:

@@ -302,7 +302,10 @@ class StatisticsShown(Part):
 
 
 class ReportData(Part):
-    """A finished run. kind says which of ``effect``, ``prediction`` and ``statistics`` answers the question."""
+    """A finished run. kind says which of ``effect``, ``prediction`` and ``statistics`` answers the question.
+
+    sites_compared: how many sites' own figures the alarms looked at; None where all counted ones were.
+    """
 
     study: StudyShown
     kind: Literal["treatment_effect", "risk_prediction", "survival", "association"]
@@ -323,6 +326,7 @@ class ReportData(Part):
     statistics: StatisticsShown | None = None
     training: list[TrainingCurve] = Field(default_factory=list)
     alarms: list[AlarmShown] | None = None
+    sites_compared: int | None = None
     releases: list[ReleaseShown] = Field(default_factory=list)
     approvals: list[ApprovalShown] = Field(default_factory=list)
     ledgers: list[LedgerShown] = Field(default_factory=list)

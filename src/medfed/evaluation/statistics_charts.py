@@ -12,6 +12,7 @@ from medfed.methods.causal_result import CausalEffect
 from medfed.methods.describe import Description
 from medfed.methods.glm_result import GlmFit
 from medfed.methods.meta_analysis import MetaResult
+from medfed.methods.table_one import Table1
 
 
 def _three_digits(value: float) -> str:
@@ -71,6 +72,21 @@ def meta_figure(result: MetaResult, lang: str = "en") -> Figure:
     return dots(
         groups, title=_("Meta-analysis"), caption=caption, heads=heads, reference=0.0, lang=lang, form=_three_digits
     )
+
+
+def differences_figure(table: Table1, lang: str = "en") -> Figure:
+    """Standardised differences of Table 1 between each group and the first, a group of points for each variable."""
+    _ = translator(lang)
+    others = table.values["groups"][1:]
+    groups = [
+        (str(name), [Estimated(other if len(others) > 1 else str(name), float(d)) for other, d in zip(others, found, strict=True)])
+        for name, found in table.values["differences"].items()
+        if np.isfinite(found).all()
+    ]  # fmt: skip
+    caption = _("Differences from the first group, in standard deviations; under 0.1 is commonly called balanced.")
+    heads = (_("Variable"), "", _("standardised difference"))
+    title = _("Standardised differences")
+    return dots(groups, title=title, caption=caption, heads=heads, reference=0.0, lang=lang, form=_three_digits)
 
 
 def balance_figure(effect: CausalEffect, lang: str = "en") -> Figure:

@@ -30,7 +30,7 @@ from medfed.federation.opening import secure_roster
 from medfed.federation.openings import TOTALS_FIRST
 from medfed.federation.packages import Package, find_step, installed_package
 from medfed.federation.policy import Policy
-from medfed.federation.private import check_charge, limits_of
+from medfed.federation.private import check_charge, limits_of, noise_shares
 from medfed.federation.seal import SiteStore
 from medfed.federation.step import Reply, Step
 from medfed.federation.units import UNITS, Layout, count_units
@@ -44,6 +44,11 @@ TOO_MANY_MODELS = "more models would be opened on these rows than the study name
 ENOUGH_CALLS = "the site has answered as many calls of this study as it approved"
 SUMS_IN_PLAIN = "this site sums in plain; a call that says otherwise is not answered"
 SUMS_SECURELY = "sums of this study are secure at this site; a plain one is not answered"
+NO_COUNTS = "the study has an epsilon, and a count of units is exact: it is not made"
+OTHER_ROSTER = (
+    "the noise of secure sums is sized for all sites that this site approved, and the call is not over all of them and no "
+    "other; approve again with the roster as it is"
+)
 STRANGER = (
     "the roster has a site, or a key of one, that this site did not approve; approve again with the roster as it is"
 )
@@ -133,6 +138,20 @@ class Admission:
                 raise PolicyViolation(f"secure sum: {problem}") from None
         return self._rosters[site, names]
 
+    def roster_of(self, site: str, call: Call) -> Roster:
+        """The roster of a secure call with the keys that this site approved. Raises PolicyViolation for one it does not know.
+
+        Over how many sites noise is spread follows from the roster. So it is not the coordinator's to choose: a call that
+        is charged names every site that this one approved.
+        """
+        roster = self.roster(site, call.roster)
+        approval = self.approval(site)
+        if call.charge is not None and (
+            approval is None or set(call.roster) != set(secure_roster(self.study, approval.roster))
+        ):
+            raise PolicyViolation(OTHER_ROSTER)
+        return roster
+
     def limits(self, site: str) -> Limits:
         """What the site lets studies spend, in all and on this one."""
         return limits_of(self.sites[site].policy, self._approvals[site], self.study)
@@ -160,6 +179,8 @@ class Admission:
         if not set(call.roster) <= set(self.study.sites.invited):
             raise PolicyViolation("the roster names sites that the study does not invite")
         if call.step == UNITS:
+            if self.study.privacy.epsilon is not None:
+                raise PolicyViolation(NO_COUNTS)
             if call.protection != "secure" or call.part != "all" or call.inputs or call.variant is not None:
                 raise PolicyViolation(NOT_APPROVED_STEP)
             return count_units, dict(self.study.sizes)
@@ -172,7 +193,7 @@ class Admission:
             raise PolicyViolation(f"the step may not read the part {call.part!r}")
         if call.protection == "secure" and not step.is_sum:
             raise PolicyViolation(SUMS_IN_PLAIN)
-        check_charge(self.study, step, call.charge)
+        check_charge(self.study, step, call.charge, noise_shares(call.protection, len(call.roster)))
         return step, {} if call.phase == "open" else check_inputs(step, call, self.study.sizes)
 
     def judge(
@@ -257,7 +278,7 @@ class Admission:
         if call.protection == "secure":
             if not secure:
                 return SUMS_IN_PLAIN
-            self.roster(site, call.roster)
+            self.roster_of(site, call)
             return None
         reply = any(isinstance(kind, Reply) for kind in step.releases.values())
         if secure and not reply:
@@ -327,5 +348,5 @@ class Admission:
             access.policy,
             call.protection,
             self.store.cohorts(site, view),
-            atoms,
+            [atoms, *self.store.openings.counted_apart(site)],
         )

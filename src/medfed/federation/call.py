@@ -18,20 +18,21 @@ RUN_PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}(/[0-9]{1,9}/[A-Za-z0-9._
 PART = re.compile(r"(all|train|valid|test)(:(0|[1-9][0-9]{0,3}))?")
 Protection = Literal["plain", "secure"]
 Phase = Literal["answer", "seal", "open", "head"]
-Purpose = Literal["sum", "count"]
+Purpose = Literal["sum", "count", "noisy"]
 
 
 @dataclass(frozen=True)
 class Opening:
     """What a call of phase "open" brings besides a message for each site: which sealed answers are opened, and why they may be.
 
-    attempt: 0, 1, ...; each has keys and masks of its own. purpose: "count" for what is judged before a sum is opened.
-    asked: digest of the question that was sealed; its inputs do not travel again. shown: signed counts, packed.
+    attempt: 0, 1, ...; each has keys and masks of its own. purpose: "count" for what is judged before a sum is opened;
+    "noisy" for a sum that carries noise, before which nothing is counted. inputs: digest of the inputs of the question
+    that was sealed; they do not travel again. shown: signed counts, packed.
     """
 
     attempt: int
     purpose: Purpose
-    asked: str
+    inputs: str
     shown: bytes = b""
 
 
@@ -78,14 +79,17 @@ class Call:
 
     @cached_property
     def inputs_digest(self) -> str:
-        """SHA-256 of ``inputs_packed``; ``inputs_hash`` where an engine has verified it already."""
+        """SHA-256 of ``inputs_packed``; ``inputs_hash`` where an engine has verified it already. Of an opening, as it says."""
+        if self.opening is not None:
+            return self.opening.inputs
         return self.inputs_hash or hashlib.sha256(self.inputs_packed).hexdigest()
 
     @cached_property
     def digest(self) -> str:
-        """Everything asked; under one key a site answers one digest only. Survivors are never in it."""
-        if self.opening is not None:
-            return self.opening.asked
+        """Everything asked; under one key a site answers one digest only. Survivors are never in it.
+
+        Of an opening it is worked out from the same words: with another roster, part or charge nothing is sealed under it.
+        """
         noise = (self.charge.text,) if self.charge is not None else ()
         return digest(
             self.key, self.variant or "", self.part, self.protection, ",".join(self.roster), self.inputs_digest, *noise

@@ -12,7 +12,7 @@ from medfed.canonical import canonical_json, digest, pack
 from medfed.errors import LISTED, FederationError, LedgerError
 from medfed.federation.budget import Charge
 from medfed.federation.call import Answer, Call, Failure, Own, Protection
-from medfed.federation.opening import check_bounds, decoded
+from medfed.federation.opening import check_bounds, decoded, ring_of
 from medfed.federation.packages import Method, step_name
 from medfed.federation.private import noise_shares, release_deviation
 from medfed.federation.ring import decode
@@ -111,8 +111,11 @@ class Federation:
         """A share of the sites, at least two and the study's minimum, drawn from study seed, run path and round.
 
         Where sums are secure, groups of three and more that stay the same over all rounds are drawn instead of sites: of
-        other samples the totals of two rounds would give one or two sites away.
+        other samples the totals of two rounds would give one or two sites away. Where they carry noise as well, all sites
+        are asked: their noise is spread over so many of them.
         """
+        if self.run.protection == "secure" and self.study.privacy.epsilon is not None:
+            return self
         if self.run.protection == "secure":
             return self._sample_groups(fraction)
         # A sample of one would be a question to a site alone.
@@ -165,13 +168,7 @@ class Federation:
                         total[name] = np.array(value)
             if len(counted) < needed:
                 raise FederationError(_too_few(step, self.sites, counted, failures, needed))
-            values = {
-                name: decode(
-                    value,
-                    step.releases[name].limbs(rows_at_most=study.rows_at_most, sites_at_most=study.sites_at_most),  # type: ignore[union-attr]
-                )
-                for name, value in total.items()
-            }
+            values = {name: decode(value, *ring_of(step.releases[name], study)) for name, value in total.items()}  # type: ignore[arg-type]
             return {"values": values, "sites": sorted(counted), "failures": dict(sorted(failures.items()))}
 
         def collect_secure(call: Call, own: Mapping[str, Own]) -> dict[str, Any]:
@@ -196,8 +193,16 @@ class Federation:
         charge = self.run.charges.get(step_name(step))
         if charge is None or not step.is_bounded:
             return {}
-        shares = noise_shares(self.run.protection, len(self.sites))
+        shares = noise_shares(self.run.protection, len(self._named))
         return {name: total_deviation(release_deviation(step, name, charge), counted, shares) for name in step.releases}
+
+    @property
+    def _named(self) -> tuple[str, ...]:
+        """The roster of a call: the sites that are asked. Of noisy secure sums all that the sites approved, whoever is asked:
+        over so many the noise is spread."""
+        if self.run.secure is None or self.study.privacy.epsilon is None:
+            return self.sites
+        return tuple(site for site in self.study.sites.invited if site in self.run.secure.keys)
 
     def gather(
         self, step: Step, each: Mapping[str, Mapping[str, Any]] | None = None, **inputs: Any
@@ -253,7 +258,7 @@ class Federation:
             step=name,
             ordinal=ordinal,
             part=part,
-            roster=self.sites,
+            roster=self._named,
             inputs=arrays,
             variant=self.variant,
             protection=run.protection if step.is_sum else "plain",

@@ -44,6 +44,7 @@ create table if not exists opening(
   visible text, seen text, passing integer, showing integer, at text);
 create unique index if not exists opening_key on opening(site, key);
 create index if not exists opening_kind on opening(site, sites, rows, visible, seen);
+create table if not exists noisy_opening(site text, key text, sites text, at text, primary key(site, key)) without rowid;
 create table if not exists rowset(site text, patients text, pseudonyms blob, primary key(site, patients)) without rowid;
 """
 

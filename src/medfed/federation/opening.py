@@ -11,7 +11,7 @@ from medfed.errors import FederationError, LedgerError, PolicyViolation
 from medfed.federation.approval import Approval
 from medfed.federation.call import Call
 from medfed.federation.ring import decode
-from medfed.federation.step import Count, Reply, Step, Sum
+from medfed.federation.step import NOISE_AT_MOST, Count, Reply, Step, Sum
 from medfed.federation.units import UNITS, Layout
 from medfed.privacy import Context, Roster, SignedCount, read_message, write_message
 from medfed.privacy.checks import check_count
@@ -24,18 +24,12 @@ NOT_COUNTED = "the signed count that allows this sum was not shown, or belongs t
 
 
 def secure_roster(study: Study, keys: Mapping[str, str]) -> dict[str, str]:
-    """The invited sites whose keys are known, where sums can be secure over them; none where sums are plain.
-
-    Under an epsilon every site adds its full noise, and the noise protects: sums are plain.
-    """
-    if study.privacy.epsilon is not None:
-        return {}
+    """The invited sites whose keys are known, where sums can be secure over them; none where sums are plain."""
     known = {site: keys[site] for site in study.sites.invited if site in keys}
     return known if study.privacy.sums == "strongest" and len(known) >= MINIMUM_SITES else {}
 
 
 PLAIN_ASKED = "the study asks for sums in plain"
-PLAIN_NOISE = "the study has an epsilon: every site adds noise of its own, and that protects its sums"
 PLAIN_FEW = "secure sums need at least three sites whose keys every site has approved: of two, each would learn the other's terms"
 
 
@@ -43,8 +37,6 @@ def why_plain(study: Study, roster: Mapping[str, str]) -> str | None:
     """Why sums of a study are plain over these sites; None where they are secure."""
     if study.privacy.sums == "plain":
         return PLAIN_ASKED
-    if study.privacy.epsilon is not None:
-        return PLAIN_NOISE
     return None if secure_roster(study, roster) else PLAIN_FEW
 
 
@@ -169,15 +161,23 @@ def decoded(words: IntArray, step: Step, shapes: Mapping[str, tuple[int, ...]], 
     for name, array in arrays_of(words, shapes).items():
         kind = step.releases[name]
         assert not isinstance(kind, Reply)
-        values[name] = decode(array, kind.limbs(rows_at_most=study.rows_at_most, sites_at_most=study.sites_at_most))
+        values[name] = decode(array, *ring_of(kind, study))
     return values
+
+
+def ring_of(kind: Sum | Count, study: Study) -> tuple[int, int]:
+    """Limbs and fractional bits in which a release is summed, from public numbers only."""
+    most = {"rows_at_most": study.rows_at_most, "sites_at_most": study.sites_at_most}
+    return kind.limbs(**most), kind.bits(**most)
 
 
 def check_bounds(values: Mapping[str, NDArray[np.float64]], step: Step, study: Study, sites: int) -> None:
     """Hold totals to what so many sites can add up to. FederationError where one of them has lied about its own words."""
     for name, value in values.items():
         kind = step.releases[name]
-        if isinstance(kind, Sum) and kind.limit is not None:
+        if isinstance(kind, Sum) and kind.unit_bound is not None:
+            most = kind.unit_bound * (study.rows_at_most + NOISE_AT_MOST) * sites
+        elif isinstance(kind, Sum) and kind.limit is not None:
             most = kind.limit * sites
         else:
             each = (kind.limit_per_row or 0.0) if isinstance(kind, Sum) else 1.0

@@ -6,7 +6,8 @@ study they are of; what counts is which of this site's patients they are over (`
 """
 
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,8 +105,7 @@ class Openings:
         Raises PrivacyError, and records nothing, where the total would give away one or two sites.
         """
         db = self.db
-        try:
-            db.execute("begin immediate")
+        with self._transaction():
             row = db.execute("select sites from opening where site=? and key=?", (site, key)).fetchone()
             what = (site, _text(sites), _text(record.rows))
             if row is None:
@@ -118,9 +118,27 @@ class Openings:
                     (site, key, _text(sites), _text(record.rows), record.version, record.roster, record.words[site],
                      _text(record.flagged(VISIBLE)), _text(record.flagged(SEEN)), record.passing, record.showing, record.at),
                 )  # fmt: skip
+        if row is None:
+            self._stands.add(what)
+        return sites if row is None else tuple(row[0].split())
+
+    def remember_noisy(self, site: str, key: str, sites: tuple[str, ...], at: str) -> tuple[str, ...]:
+        """Record the set of a sum that carries noise unless one stands under its key; the set that stands.
+
+        It is compared with no other: what a subtraction would show, the noise hides.
+        """
+        with self._transaction():
+            self.db.execute("insert or ignore into noisy_opening values(?,?,?,?)", (site, key, _text(sites), at))
+            row = self.db.execute("select sites from noisy_opening where site=? and key=?", (site, key)).fetchone()
+        return tuple(row[0].split())
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        db = self.db
+        try:
+            db.execute("begin immediate")
+            yield
             db.execute("commit")
-            if row is None:
-                self._stands.add(what)
         except sqlite3.Error as problem:
             if db.in_transaction:
                 db.execute("rollback")
@@ -131,7 +149,6 @@ class Openings:
             if db.in_transaction:
                 db.execute("rollback")
             raise
-        return sites if row is None else tuple(row[0].split())
 
     def _judge(self, site: str, sites: frozenset[str], record: Record) -> None:
         earlier = self._opened(site)
@@ -231,6 +248,18 @@ class Openings:
         if any(_adds_up(groups[name], basis) for name in risky):
             return SHOWS_OTHERS
         return None
+
+    def counted_apart(self, site: str) -> list[list[Patients]]:
+        """For each count of units that stands, the sets of this site's patients that it told apart."""
+        # Beside a sum stands what the count of units said; beside the count itself nothing. Figures of one site have no version.
+        found = self.db.execute(
+            "select distinct rows from opening where site=? and passing is null and version != ''", (site,)
+        ).fetchall()
+        sets = {
+            name: np.frombuffer(data, dtype=np.uint64)
+            for name, data in self.db.execute("select patients, pseudonyms from rowset where site=?", (site,))
+        }
+        return [[sets[name] for name in sorted(_words(rows))] for (rows,) in found]
 
     def word(self, site: str, roster: str, version: str) -> str | None:
         """The table word under which this site's units were counted last, over this roster."""

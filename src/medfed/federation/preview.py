@@ -10,7 +10,7 @@ from medfed.federation.call import Protection
 from medfed.federation.gate import SITE_TERMS, judge_rows, minimum_cell
 from medfed.federation.packages import step_name
 from medfed.federation.policy import Policy
-from medfed.federation.private import NOT_BOUNDED, noise_shares, release_deviation
+from medfed.federation.private import NOT_BOUNDED, release_deviation
 from medfed.federation.step import Count, Reply, Step, Sum, shape_of
 from medfed.study import Study
 
@@ -64,6 +64,7 @@ class Preview:
     epsilon: float | None = None
     delta: float | None = None
     budget: float | None = None
+    shares: int = 1
 
     @property
     def would_contribute(self) -> bool:
@@ -78,10 +79,11 @@ def preview(
     steps: Sequence[Step],
     protection: Protection = "plain",
     charges: Mapping[str, Charge] | None = None,
+    shares: int = 1,
 ) -> Preview:
     """Run the gate's rules over declarations and table, without running a step. Nothing leaves.
 
-    charges: what each step's call costs and how much noise it carries, in a study with an epsilon (``charges_of``).
+    shares: over how many sites the noise of a sum is spread (``noise_shares``). charges: what each step's call costs and how much noise it carries, in a study with an epsilon (``charges_of``).
     """
     return Preview(
         site=site,
@@ -91,10 +93,11 @@ def preview(
         patients=table.on("all").patients,
         minimum_cell=minimum_cell(policy, study),
         protection=protection,
-        steps=tuple(_step(study, table, policy, step, protection, charges or {}) for step in steps),
+        steps=tuple(_step(study, table, policy, step, protection, charges or {}, shares) for step in steps),
         epsilon=study.privacy.epsilon,
         delta=study.privacy.delta,
         budget=policy.budget if study.privacy.epsilon is not None else None,
+        shares=shares,
     )
 
 
@@ -105,6 +108,7 @@ def _step(
     step: Step,
     protection: Protection,
     charges: Mapping[str, Charge],
+    shares: int,
 ) -> StepPreview:
     sizes: dict[str, Any] = {k: v[0] if isinstance(v, tuple) else v for k, v in study.sizes.items()}
     releases, amounts = [], {"sum": 0, "count": 0, "reply": 0}
@@ -117,7 +121,7 @@ def _step(
         amounts[kind] += values
         noise = None
         if (charge := charges.get(step_name(step))) is not None and step.is_bounded:
-            noise = release_deviation(step, name, charge, noise_shares(protection, len(study.sites.invited)))
+            noise = release_deviation(step, name, charge, shares)
         releases.append(ReleasePreview(name, kind, shape, values, 8 * width * values, limit, noise))
     view = table.on(step.reads[0])
     plain = protection == "plain" or not step.is_sum

@@ -19,10 +19,21 @@ from medfed.federation.budget import Charge, Limits
 from medfed.federation.call import Protection
 from medfed.federation.packages import step_name
 from medfed.federation.policy import Policy
-from medfed.federation.ring import decode, from_limbs
+from medfed.federation.ring import decode
 from medfed.federation.step import NOISE_AT_MOST, Step, Sum
-from medfed.privacy.noise import add_by_unit, clip_to_grid, discrete_gaussian, poisson_sample, share_scale, total_limbs
+from medfed.privacy import quorum
+from medfed.privacy.noise import (
+    GRID_BITS,
+    add_by_unit,
+    clip_to_grid,
+    discrete_gaussian,
+    poisson_sample,
+    share_scale,
+    total_limbs,
+    total_word,
+)
 from medfed.privacy.plan import LARGEST_NOISE, SMALLEST_NOISE, Planned, noise_for
+from medfed.privacy.roster import MINIMUM_SITES
 from medfed.study import Study
 
 FloatArray = NDArray[np.float64]
@@ -41,10 +52,10 @@ def noise_shares(protection: Protection, roster: int) -> int:
     """Over how many sites the noise of a sum is spread: each adds a share of variance sigma^2 / shares.
 
     1 for plain sums, where the coordinator sees each site's answer: full noise at every site. Under secure sums the
-    least number of sites that can be left in a total, floor(2n / 3) + 1 of the whole roster; a site counts it from the
-    call itself, and trusts that so many of them add their share.
+    least number of sites that can be left in a total, floor(2n / 3) + 1 of the whole roster, which is the one that the
+    site approved (``Admission.roster_of``); a site trusts that so many of them add their share.
     """
-    return 1 if protection == "plain" else 2 * roster // 3 + 1
+    return 1 if protection == "plain" else quorum(roster)
 
 
 def unchargeable(steps: Sequence[Step]) -> list[str]:
@@ -60,7 +71,7 @@ def unchargeable(steps: Sequence[Step]) -> list[str]:
     return found
 
 
-def check_charge(study: Study, step: Step, charge: Charge | None) -> None:
+def check_charge(study: Study, step: Step, charge: Charge | None, shares: int = 1) -> None:
     """Hold a call's charge to the study and the step, before anything runs. Raises PolicyViolation."""
     if study.privacy.epsilon is None:
         if charge is not None:
@@ -74,8 +85,8 @@ def check_charge(study: Study, step: Step, charge: Charge | None) -> None:
         possible = SMALLEST_NOISE <= charge.event.noise <= LARGEST_NOISE
         possible &= 1 <= charge.draws <= (1 if step.is_bounded else MOST_DRAWS)
         possible &= charge.event.sampling_rate >= SMALLEST_RATE
-        largest_noise(step, charge.event.noise)
-    except ValueError:
+        check_noise(study, step, charge.event.noise, shares)
+    except (ValueError, PolicyViolation):
         possible = False
     if not possible:
         raise PolicyViolation(NOT_POSSIBLE)
@@ -122,10 +133,32 @@ def charges_of(study: Study, method: Any) -> dict[str, Charge]:
     try:
         events = noise_for(planned, epsilon, delta)
         for step in calls:
-            largest_noise(step, events[step_name(step)].noise)
-    except ValueError as problem:
+            for shares in {1, most_shares(study)}:
+                check_noise(study, step, events[step_name(step)].noise, shares)
+    except (ValueError, PolicyViolation) as problem:
         raise StudyError(f"privacy.epsilon: {problem}") from None
     return {name: Charge(event, planned[name].draws) for name, event in events.items()}
+
+
+def most_shares(study: Study) -> int:
+    """Over how many sites the noise of a study's sums is spread if all invited sites are summed securely."""
+    invited = len(study.sites.invited)
+    return noise_shares(
+        "secure" if study.privacy.sums == "strongest" and invited >= MINIMUM_SITES else "plain", invited
+    )
+
+
+def check_noise(study: Study, step: Step, noise: float, shares: int) -> None:
+    """ValueError where the ring has no room for a step's noise, or its grid is too coarse for a share of it."""
+    each = largest_noise(step, noise)
+    for declared in step.releases.values():
+        if isinstance(declared, Sum) and declared.unit_bound is not None:
+            share_scale(each * declared.unit_bound, shares, bits_of(study, declared))
+
+
+def bits_of(study: Study, declared: Sum) -> int:
+    """Fractional bits of a release in the ring: of the grid on which its terms are cut and its noise is drawn."""
+    return declared.bits(rows_at_most=study.rows_at_most, sites_at_most=study.sites_at_most)
 
 
 def largest_noise(step: Step, noise: float) -> float:
@@ -154,25 +187,30 @@ def bound_of(step: Step, name: str) -> float:
     return declared.unit_bound
 
 
-def noisy_total(
+def terms_and_noise(
     rows: FloatArray,
     unit: NDArray[np.intp],
     units: int,
     bound: float,
     *,
-    scale: int | None,
+    sigma: float | None,
+    shares: int = 1,
     sampling_rate: float = 1.0,
+    bits: int = GRID_BITS,
     random_bytes: RandomBytes = secrets.token_bytes,
-) -> NDArray[np.int64]:
-    """Terms of rows (n, d) summed by unit, clipped, sampled and summed, plus noise: limbs (d, 2) on the grid.
+) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+    """Terms of rows (n, d) summed by unit, sampled and clipped on the grid (units, d); and noise to add to their sum (d,).
 
-    unit: (n,) from 0 to units - 1; bound: L2 norm of a unit's terms; scale: of the noise in grid units, None for none.
+    unit: (n,) from 0 to units - 1; bound: L2 norm of a unit's terms, rounding to the grid included. sigma: standard
+    deviation of the whole noise, of which one of ``shares`` is drawn; None for no noise.
     """
     by_unit = add_by_unit(np.where(np.isfinite(rows), rows, np.nan), unit, units)
     if sampling_rate < 1:
         by_unit = by_unit[poisson_sample(units, sampling_rate, random_bytes)]
-    noise = discrete_gaussian(scale, rows.shape[1], random_bytes) if scale is not None else None
-    return total_limbs(clip_to_grid(by_unit, bound), noise)
+    noise = None
+    if sigma is not None:
+        noise = discrete_gaussian(share_scale(sigma, shares, bits), rows.shape[1], random_bytes)
+    return clip_to_grid(by_unit, bound, bits), noise
 
 
 def units_of(view: Any) -> tuple[NDArray[np.intp], int]:
@@ -193,25 +231,21 @@ def close(
 ) -> dict[str, NDArray[Any]]:
     """A bounded step's per-row terms (rows, *shape) -> what leaves: sums with this site's share of the noise.
 
-    Charged: integers of the ring, final. Without a charge (a study without epsilon): exact sums as floats, which the
-    gate then judges like any other.
+    Charged: integers of the ring in one word, final. Without a charge (a study without epsilon): exact sums as floats,
+    which the gate then judges like any other.
     """
     unit, units = units_of(view)
     closed: dict[str, NDArray[Any]] = {}
     for name, values in arrays.items():
-        bound = bound_of(step, name)
-        scale, rate = None, 1.0
-        if charge is not None:
-            scale, rate = share_scale(release_deviation(step, name, charge), shares), charge.event.sampling_rate
-        shape = values.shape[1:]
+        bits = bits_of(study, step.releases[name])  # type: ignore[arg-type]
         flat = np.asarray(values, dtype=np.float64).reshape(len(values), -1)
-        limbs = noisy_total(
-            flat, unit, units, bound, scale=scale, sampling_rate=rate, random_bytes=random_bytes
-        ).reshape(*shape, 2)
-        width = step.releases[name].limbs(  # type: ignore[union-attr]
-            rows_at_most=study.rows_at_most, sites_at_most=study.sites_at_most
-        )
-        closed[name] = decode(limbs, 2) if charge is None else from_limbs(limbs, width)
+        terms, noise = terms_and_noise(
+            flat, unit, units, bound_of(step, name),
+            sigma=None if charge is None else release_deviation(step, name, charge), shares=shares,
+            sampling_rate=1.0 if charge is None else charge.event.sampling_rate, bits=bits, random_bytes=random_bytes,
+        )  # fmt: skip
+        word = total_word(terms, noise).reshape(values.shape[1:])
+        closed[name] = decode(word, 1, bits) if charge is None else word
     return closed
 
 
@@ -234,17 +268,17 @@ class Meter:
         values = np.asarray(rows, dtype=np.float64)
         if self._units is None:
             self._units = units_of(self._view)
-        scale, rate = None, 1.0
+        sigma, rate = None, 1.0
         if self._charge is not None:
             if self.draws >= self._charge.draws:
                 raise RuntimeError("the step asks for more noisy sums than the call is charged for")
-            scale, rate = share_scale(self._charge.event.noise * bound, 1), self._charge.event.sampling_rate
+            sigma, rate = self._charge.event.noise * bound, self._charge.event.sampling_rate
         self.draws += 1
-        limbs = noisy_total(
-            values.reshape(len(values), -1), *self._units, bound, scale=scale, sampling_rate=rate,
+        terms, noise = terms_and_noise(
+            values.reshape(len(values), -1), *self._units, bound, sigma=sigma, sampling_rate=rate,
             random_bytes=self._random_bytes,
         )  # fmt: skip
-        return decode(limbs, 2).reshape(values.shape[1:])
+        return decode(total_limbs(terms, noise), 2).reshape(values.shape[1:])
 
     def check_used_up(self) -> None:
         """RuntimeError where a step released something without the noisy sums that it was charged for."""

@@ -1,8 +1,11 @@
 """Fixed point with 40 fractional bits: totals that depend on no order, engine or mask.
 
 One 64-bit limb where the public limit allows it, else two limbs in base 2**32. Arrays of limbs are int64 and are
-added like integers; ``decode`` turns a total back into floating point.
+added like integers; ``decode`` turns a total back into floating point. What carries noise has one limb always, with
+fewer fractional bits where it has to: the sums of high and of low halves apart say more than the total does.
 """
+
+import math
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -10,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from medfed.errors import PolicyViolation
 
 FRACTION_BITS = 40
+FEWEST_BITS = 20
 _BASE = 2.0**32
 _ONE_LIMB = 2.0 ** (62 - FRACTION_BITS)
 _TWO_LIMBS = 2.0 ** (62 + 32 - FRACTION_BITS - 1)
@@ -34,9 +38,23 @@ def limbs_needed(largest_total: float) -> int:
     return 1 if largest_total < _ONE_LIMB else 2
 
 
-def encode(values: FloatArray, limbs: int) -> IntArray:
-    """Finite values -> int64, shape (...) for one limb, (..., 2) high and low for two."""
-    scaled = np.rint(np.ldexp(values, FRACTION_BITS))
+def bits_of_one_limb(largest_total: float) -> int:
+    """Fractional bits, at most 40, with which totals up to this (public) stay under 2**62 in one limb.
+
+    PolicyViolation where they are fewer than 20: the grid would be too coarse.
+    """
+    bits = min(FRACTION_BITS, 62 - math.frexp(largest_total)[1])
+    if bits < FEWEST_BITS:
+        raise PolicyViolation(
+            f"noisy totals up to {largest_total:.3g} leave {bits} fractional bits in a word of 64, at least {FEWEST_BITS} "
+            "are needed; lower the bound on a unit's terms, rows_per_site or the number of sites in the study"
+        )
+    return bits
+
+
+def encode(values: FloatArray, limbs: int, bits: int = FRACTION_BITS) -> IntArray:
+    """Finite values -> int64, shape (...) for one limb, (..., 2) high and low for two. bits: fractional ones."""
+    scaled = np.rint(np.ldexp(values, bits))
     if limbs == 1:
         if np.any(np.abs(scaled) >= 2.0**63):
             raise PolicyViolation("a value overflows the ring of exact sums; raise rows_per_site in the study")
@@ -45,19 +63,9 @@ def encode(values: FloatArray, limbs: int) -> IntArray:
     return np.stack([high, scaled - high * _BASE], -1).astype(np.int64)
 
 
-def from_limbs(pairs: IntArray, limbs: int) -> IntArray:
-    """Two-limb integers (..., 2) -> the ring's own width; one limb where the public limits allow it."""
-    if limbs == 2:
-        return pairs
-    high, low = pairs[..., 0] + (pairs[..., 1] >> 32), pairs[..., 1] & 0xFFFFFFFF
-    if np.any(np.abs(high) >= 2**31):
-        raise PolicyViolation("a value overflows the ring of exact sums; raise rows_per_site in the study")
-    return np.asarray((high << 32) + low)
-
-
-def decode(total: IntArray, limbs: int) -> FloatArray:
-    """A sum of encoded arrays -> float64, rounded once."""
+def decode(total: IntArray, limbs: int, bits: int = FRACTION_BITS) -> FloatArray:
+    """A sum of encoded arrays -> float64, rounded once. bits: fractional ones."""
     if limbs == 1:
-        return np.ldexp(total.astype(np.float64), -FRACTION_BITS)
+        return np.ldexp(total.astype(np.float64), -bits)
     high, low = total[..., 0] + (total[..., 1] >> 32), total[..., 1] & 0xFFFFFFFF
-    return np.ldexp(high.astype(np.float64) * _BASE + low, -FRACTION_BITS)
+    return np.ldexp(high.astype(np.float64) * _BASE + low, -bits)

@@ -21,7 +21,7 @@ from medfed.federation.secure_site import ATTEMPT_VOID
 from medfed.federation.shown_counts import CountsShown
 from medfed.federation.step import Step
 from medfed.federation.store import RunnerStore
-from medfed.federation.units import UNITS, Layout
+from medfed.federation.units import UNITS, Layout, lots_of
 from medfed.privacy import CoordinatorSide, Roster, SignedCount, given_away, read_message, write_message
 from medfed.study import Study
 
@@ -90,10 +90,14 @@ class SecureSums:
         except PrivacyError as problem:
             raise FederationError(f"{_name(step.name)}: {problem}") from None
         failures: dict[str, Failure] = {}
-        sites = self._choose(self._sealed(call, own, call.roster, failures), roster, step, failures)
+        sealed = self._sealed(call, own, tuple(own), failures)
+        if call.charge is not None:
+            return self._noisy(call, own, roster, sealed, length, failures)
+        sites = self._choose(sealed, roster, step, failures)
         for _ in range(MOST_ATTEMPTS):
             try:
                 count = self._units(call, roster, sites, failures)
+                self._refuse_small_cells(call, roster, count)
                 found = self._sum(call, own, roster, length, step, shapes, count, failures)
             except _GoOn as lost:
                 sites = lost.sites
@@ -133,12 +137,26 @@ class SecureSums:
                 raise FederationError(_missing(step.name, earlier[-1] - set(sealed), failures))
             chosen = max((tuple(sorted(names)) for names in within), key=len)
             failures |= {site: Failure("refused", LEFT_OUT) for site in sealed if site not in chosen}
-        if len(chosen) < roster.quorum:
-            raise FederationError(
-                f"{len(chosen)} of {len(roster.sites)} sites answered {_name(step.name)!r}, a secure sum needs {roster.quorum} of "
-                f"them ({_reasons(failures)}). Mend what keeps them away, then `medfed resume`: the same question is asked again"
-            )
+        _check_quorum(chosen, roster, step.name, failures)
         return chosen
+
+    def _noisy(
+        self,
+        call: Call,
+        own: Mapping[str, Own],
+        roster: Roster,
+        sealed: tuple[str, ...],
+        length: int,
+        failures: dict[str, Failure],
+    ) -> Opened:
+        """The total of answers that carry noise, over all that sealed one and stay. Nothing is counted before.
+
+        Any quorum of the roster will do, whatever the totals so far were over: the noise of so many is enough.
+        """
+        _check_quorum(sealed, roster, call.step, failures)
+        found = self._open(_Opening(call, own, roster, length, "noisy", sealed), failures)
+        counted = found.survivors
+        return Opened(found.total, counted, {s: f for s, f in sorted(failures.items()) if s not in counted})
 
     def _earlier(self) -> tuple[list[frozenset[str]], set[str]]:
         """Sets that were opened in this study, and the sites whose terms may be seen by what they said last."""
@@ -173,6 +191,16 @@ class SecureSums:
         side = self._open(_Opening(asked, own, roster, layout.length, "count", sealed), failures)
         self.store.keep_count(self.study.hash, question, roster.digest, side.survivors, write_message(side.count))
         return side.count
+
+    def _refuse_small_cells(self, call: Call, roster: Roster, count: SignedCount) -> None:
+        """Say which variables make a cell that no site would open a sum over, before any is asked. Raises FederationError."""
+        layout, minimum = Layout(self.study, len(roster.sites)), self.study.privacy.minimum_cell
+        if names := layout.read(count.totals).small_cell(minimum):
+            raise FederationError(
+                f"{_name(call.step)}: over all sites, a cell of {' by '.join(map(repr, names))} has fewer patients than may be seen "
+                f"(minimum cell {minimum}; each site counts in lots of up to {lots_of(minimum, layout.sites)[0]}, rounded down). Join levels in the study, leave a "
+                "variable or an interaction out, or invite more sites"
+            )
 
     def _key(self, call: Call, roster: Roster) -> str:
         one = _Opening(call, {}, roster, 1, "count", ())
@@ -306,6 +334,15 @@ class SecureSums:
     ) -> None:
         """Fix the set of sites before any of them is asked to sign it, where it is the one that it has to be."""
         sites = side.survivors
+        if one.purpose == "noisy":
+            if fixed and sites != fixed:
+                missing = set(fixed) - set(sites)
+                if any(site in lost and lost[site].reason == ATTEMPT_VOID for site in missing):
+                    raise PrivacyError(f"{', '.join(sorted(missing))} started anew")
+                raise FederationError(_gone(one.call.step, missing, lost))
+            if not fixed:
+                self.store.fix_survivors(key, sites, [])
+            return
         earlier, visible = self._earlier()
         flagged = [site for site, word in side.tables.items() if VISIBLE in flags_of(word)]
         if must and sites != must:
@@ -323,7 +360,7 @@ class SecureSums:
 
 def _opening(one: _Opening, study: Study, attempt: int) -> Call:
     """The call that carries one attempt's messages; its inputs stay at home."""
-    opening = Opening(attempt, one.purpose, one.call.digest, one.shown)
+    opening = Opening(attempt, one.purpose, one.call.inputs_digest, one.shown)
     return replace(one.call, phase="open", inputs={}, opening=opening)
 
 
@@ -333,6 +370,23 @@ def _name(step: str) -> str:
 
 def _reasons(failures: Mapping[str, Failure]) -> str:
     return "; ".join(f"{site} {failure.kind}: {failure.reason}" for site, failure in sorted(failures.items()))
+
+
+def _check_quorum(sites: Sequence[str], roster: Roster, step: str, failures: Mapping[str, Failure]) -> None:
+    if len(sites) < roster.quorum:
+        raise FederationError(
+            f"{len(sites)} of {len(roster.sites)} sites answered {_name(step)!r}, a secure sum needs {roster.quorum} of "
+            f"them ({_reasons(failures)}). Mend what keeps them away, then `medfed resume`: the same question is asked again"
+        )
+
+
+def _gone(step: str, missing: set[str], lost: Mapping[str, Failure]) -> str:
+    why = _reasons({site: failure for site, failure in lost.items() if site in missing}) or "nothing was heard"
+    return (
+        f"{_name(step)}: the total was to be opened with {', '.join(sorted(missing))}, of whom nothing more was heard "
+        f"({why}). It is opened over one set of sites, so the run waits. Mend what keeps them away, then `medfed resume`: "
+        "the same question is asked again"
+    )
 
 
 def _missing(step: str, missing: set[str] | frozenset[str], lost: Mapping[str, Failure]) -> str:

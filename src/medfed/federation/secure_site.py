@@ -2,7 +2,9 @@
 
 The secrets of an attempt live in the memory of this process and nowhere else. If the process ends, the attempt is void;
 a fresh one, with fresh keys over the same sealed words and the same set of sites, may follow. Before a site masks, it has
-judged a signed count; before it signs a set of sites, the set stands in its ledger's store.
+judged a signed count; before it signs a set of sites, the set stands in its ledger's store. Of a sum that carries noise
+nothing is counted, and its sets are compared with no other; but it is opened over one set, and over the sites for which
+its noise was sized.
 """
 
 from collections import OrderedDict
@@ -43,6 +45,7 @@ IntArray = NDArray[np.int64]
 
 OTHER_QUESTION = "another question was already answered under this call"
 NOT_SEALED = "nothing is sealed under this call, so there is nothing to open"
+NOT_AS_CHARGED = "a sum that carries noise is opened as such, no other is, and its answers are not counted"
 ATTEMPT_VOID = (
     "the site holds no keys of this attempt to open the sum: it has started anew, or a later attempt has begun"
 )
@@ -99,14 +102,16 @@ class SecureSites:
         if call.opening is None or site not in call.roster:
             raise PolicyViolation(NOT_SEALED)
         purpose = call.opening.purpose
+        if (purpose == "noisy") != (call.charge is not None):
+            raise PolicyViolation(NOT_AS_CHARGED)
         may_count = call.step == UNITS or bool(counted_releases(step))
         if (purpose == "count" and not may_count) or (purpose == "sum" and call.step == UNITS):
             raise PolicyViolation(NOT_COUNTED)
-        roster = self.admission.roster(site, call.roster)
+        roster = self.admission.roster_of(site, call)
         request = None if own.message is None else read_message(own.message)
         attempt = self._attempt(site, call, step, own, roster, begin=request is None, at=at)
         count = None
-        if isinstance(request, Delivery | Survivors) and call.step != UNITS:
+        if isinstance(request, Delivery | Survivors) and call.step != UNITS and purpose != "noisy":
             count, attempt.units = self._judge(site, call, step, roster, attempt)
             attempt.words = self._masked_words(site, call, step, roster, attempt)
         shown = count if purpose == "sum" else None
@@ -136,6 +141,15 @@ class SecureSites:
         table = access.table
         words, values, entries = self._words(site, call, step, own)
         context = context_of(call, self.study, roster, len(words))
+        if call.charge is not None:
+
+            def remember_noisy(key: str, sites: tuple[str, ...]) -> tuple[str, ...]:
+                return openings.remember_noisy(site, key, sites, at)
+
+            # No table word: it would tell, without noise, whether the rows changed.
+            return _Attempt(
+                context, words, values, entries, SiteSide(site, access.key, context, roster, remember=remember_noisy)
+            )
         fresh = table_word_with(
             table_word(access.key, table.version),
             visible=access.policy.site_terms_visible,
@@ -175,7 +189,7 @@ class SecureSites:
         if call.step == UNITS:
             return words_of(answer.values), {}, {}
         entries = entry_sizes(step, {name: np.shape(value) for name, value in answer.values.items()}, self.study)
-        if call.opening.purpose == "sum":
+        if call.opening.purpose != "count":
             return words_of(answer.values), answer.values, entries
         length = 2 * sum(entries[name] for name in counted_releases(step))
         return np.zeros(length, dtype=np.int64), answer.values, entries

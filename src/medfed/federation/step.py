@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from medfed.errors import PolicyViolation
-from medfed.federation.ring import limbs_needed, on_grid
+from medfed.federation.ring import FRACTION_BITS, bits_of_one_limb, limbs_needed, on_grid
 
 __all__ = ["Count", "Input", "Keep", "Out", "Reply", "Step", "Sum", "bind", "on_grid", "shape_of", "step"]
 
@@ -60,9 +60,16 @@ class Sum:
         return self.limit if self.limit is not None else (self.limit_per_row or 0.0) * rows
 
     def limbs(self, *, rows_at_most: int, sites_at_most: int) -> int:
-        """Width of the ring, from public numbers only."""
-        noise = NOISE_AT_MOST if self.unit_bound is not None else 0
-        return limbs_needed(float(self.at_most(rows_at_most + noise)) * sites_at_most)
+        """Width of the ring, from public numbers only. Always 1 for bounded terms, whose total must tell nothing beside itself."""
+        if self.unit_bound is not None:
+            return 1
+        return limbs_needed(float(self.at_most(rows_at_most)) * sites_at_most)
+
+    def bits(self, *, rows_at_most: int, sites_at_most: int) -> int:
+        """Fractional bits in the ring, from public numbers only: 40, or of bounded terms as many as one limb holds."""
+        if self.unit_bound is None:
+            return FRACTION_BITS
+        return bits_of_one_limb(float(self.at_most(rows_at_most + NOISE_AT_MOST)) * sites_at_most)
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,10 @@ class Count:
     def limbs(self, *, rows_at_most: int, sites_at_most: int) -> int:
         """Width of the ring, from public numbers only."""
         return limbs_needed(float(rows_at_most) * sites_at_most)
+
+    def bits(self, *, rows_at_most: int, sites_at_most: int) -> int:
+        """Fractional bits in the ring."""
+        return FRACTION_BITS
 
 
 @dataclass(frozen=True)
@@ -117,12 +128,15 @@ class Out:
     release: arrays that are to leave. keep: arrays for the step's slot. local: arrays for the site's own people,
     never sent. effective_patients: how many patients the released sums rest on, (sum w)^2 / sum w^2 of the weights
     (Kish 1965); the gate holds back a release that rests on fewer than the site's minimum. A twin gives one a site.
+    effective_of: of how many patients they are, all of the site's where it is None: under secure sums the weights may let
+    no patient stand out of these. Both may list several groups; 0 patients: a count that is judged on totals as well.
     """
 
     release: Mapping[str, Any]
     keep: Mapping[str, Any] | None = None
     local: Mapping[str, Any] | None = None
     effective_patients: Any = None
+    effective_of: Any = None
 
 
 @dataclass(eq=False)

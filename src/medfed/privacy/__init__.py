@@ -31,6 +31,7 @@ bytes of it and back)::
   one (``given_away`` says whom the new total would expose beside the earlier ones).
 - A site takes purpose "count" for the step that counts units and nothing else, and judges a count's totals, and its
   ``question``, itself before it passes the count on to ``mask``. The count must be over exactly the survivors.
+- A site takes purpose "noisy" for what carries its noise already and nothing else: no count is asked for before it.
 - A later attempt (``attempt`` + 1, new sides) asks the sites of the set that was signed, if one was.
 
 **What holds** while fewer than 2t - n sites (t = floor(2n/3) + 1: about a third), and above 200 sites fewer than half of

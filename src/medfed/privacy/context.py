@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 from medfed.canonical import digest
 from medfed.errors import PrivacyError
 
-Purpose = Literal["sum", "count"]
+Purpose = Literal["sum", "count", "noisy"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Context:
     question: digest of everything asked of all sites alike; masks between sites that were asked different things do not
     cancel, which defeats a coordinator that gives one site other inputs than the rest (Pasquini et al. 2022).
     roster: digest of the call's roster. length: how many 64-bit words are summed. purpose: "count" for the count of
-    units that comes before any sum. attempt: 0, 1, ...; each has keys and masks of its own.
+    units that comes before any sum, "noisy" for a sum that carries noise, which no count comes before. attempt: 0, 1, ...; each has keys and masks of its own.
     """
 
     study: str
@@ -35,7 +35,7 @@ class Context:
     def __post_init__(self) -> None:
         if min(self.round, self.ordinal, self.attempt) < 0 or self.length < 1:
             raise PrivacyError("a secure sum has at least one word, and no negative round, ordinal or attempt")
-        if self.purpose not in ("sum", "count"):
+        if self.purpose not in get_args(Purpose):
             raise PrivacyError(f"a secure sum opens a sum or a count, not {self.purpose!r}")
 
     @cached_property

@@ -1,7 +1,7 @@
 """Noise for private sums: an exact discrete Gaussian, its shares over sites, and the bounded terms it is added to.
 
-Everything lives on the grid of exact sums, multiples of 2^-40, as integers: floating-point noise gives its input away
-in its low bits (Mironov 2012). Randomness comes from the operating system's generator, never from a seed.
+Everything lives on a grid, multiples of 2^-bits (40 unless the ring has room for fewer), as integers: floating-point
+noise gives its input away in its low bits (Mironov 2012). Randomness comes from the operating system's generator, never from a seed.
 The law is the discrete Gaussian N_Z(0, s^2), P(k) ~ exp(-k^2 / 2 s^2) (Canonne, Kamath and Steinke 2020, "CKS").
 Nothing here decides how much noise; that is ``plan``. Draws are not constant in time.
 """
@@ -135,17 +135,17 @@ def discrete_gaussian(scale: int, count: int, random_bytes: RandomBytes = secret
     return np.concatenate(found)[:count] if found else np.zeros(0, np.int64)
 
 
-def share_scale(sigma: float, shares: int) -> int:
+def share_scale(sigma: float, shares: int, bits: int = GRID_BITS) -> int:
     """Scale, in grid units, of one of ``shares`` noise shares whose sum has at least the standard deviation ``sigma``.
 
-    The least integer s with shares x s^2 >= (sigma x 2^40)^2. ValueError where the grid can't hold it.
+    The least integer s with shares x s^2 >= (sigma x 2^bits)^2. ValueError where the grid can't hold it.
     """
-    wanted = Fraction(sigma) ** 2 * 4**GRID_BITS / shares
+    wanted = Fraction(sigma) ** 2 * 4**bits / shares
     scale = math.isqrt(math.ceil(wanted) - 1) + 1
     if not SMALLEST_SCALE <= scale <= LARGEST_SCALE:
         raise ValueError(
-            f"noise of standard deviation {sigma:.3g} is too {'fine' if scale < SMALLEST_SCALE else 'wide'} for the "
-            "grid of exact sums; scale what is released"
+            f"noise of standard deviation {sigma:.3g} in {shares} shares is too {'fine' if scale < SMALLEST_SCALE else 'wide'} "
+            f"for a grid of 2^-{bits}; scale what is released, or lower rows_per_site"
         )
     return scale
 
@@ -172,8 +172,8 @@ def discreteness(scale: int, values: int) -> float:
     return 2.0 * 201.0 / float(scale) ** 2 * values
 
 
-def clip_to_grid(terms: FloatArray, bound: float) -> IntArray:
-    """Terms (n, d) of n units as grid integers (n, d), each unit's L2 norm at most ``bound`` x 2^40, exactly.
+def clip_to_grid(terms: FloatArray, bound: float, bits: int = GRID_BITS) -> IntArray:
+    """Terms (n, d) of n units as grid integers (n, d), each unit's L2 norm at most ``bound`` x 2^bits, exactly.
 
     A longer one is shortened, keeping its direction; rounding is towards zero. A unit with a value that is not a finite
     number counts as zeros, so that nobody's data can stop an answer. d is at most 65,536.
@@ -192,7 +192,7 @@ def clip_to_grid(terms: FloatArray, bound: float) -> IntArray:
         long = np.where(alone, largest > bound, largest * length > held)
     shortened = unit / np.where(length > 0, length, 1.0) * held
     clipped = np.where(long, shortened, terms)
-    return np.trunc(np.ldexp(clipped, GRID_BITS)).astype(np.int64)
+    return np.trunc(np.ldexp(clipped, bits)).astype(np.int64)
 
 
 def add_by_unit(rows: FloatArray, unit: NDArray[np.intp], units: int) -> FloatArray:
@@ -211,10 +211,20 @@ def poisson_sample(count: int, rate: float, random_bytes: RandomBytes = secrets.
     return np.asarray(_words(count, random_bytes) < np.uint64(int(Fraction(rate) * 2**64)))
 
 
+def total_word(terms: IntArray, noise: IntArray | None) -> IntArray:
+    """Sum over units of grid integers (n, d), plus noise (d,), modulo 2^64: (d,).
+
+    One word, so that under masks nothing but the sum is seen: of two, the totals of high and of low halves would tell
+    how often the low ones carried over. Wrapping round can't be told from the data, since it is done to the noisy sum.
+    """
+    total = terms.sum(0, dtype=np.int64)
+    return np.asarray(total if noise is None else total + noise)
+
+
 def total_limbs(terms: IntArray, noise: IntArray | None) -> IntArray:
     """Sum over units of grid integers (n, d), plus noise (d,): (d, 2), high and low in base 2^32.
 
-    Low lies in 0 .. 2^32 - 1, so that the pair says no more than the sum: sums of high and low halves apart would.
+    Low lies in 0 .. 2^32 - 1, so that the pair says no more than the sum. For a sum that stays at its site.
     """
     high, low = (terms >> np.int64(32)).sum(0), (terms & _LOW).sum(0)
     if noise is not None:

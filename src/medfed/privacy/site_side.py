@@ -146,7 +146,8 @@ class SiteSide:
     def mask(self, delivery: Delivery, values: IntArray, count: SignedCount | None = None) -> Masked:
         """The site's words under its masks. values: (m,) int64, left as they are.
 
-        A sum is masked only after a count of units over this roster, and of the tables as they are now, was signed.
+        A sum without noise is masked only after a count of units over this roster, and of the tables as they are now, was
+        signed.
         """
         self._after("shares")
         asked = digest(
@@ -249,7 +250,7 @@ class SiteSide:
         return signed(unsigned, self._key)
 
     def _check_count_before(self, count: SignedCount | None) -> None:
-        if self.context.purpose == "count":
+        if self.context.purpose != "sum":
             return
         if count is None:
             raise PrivacyError("no secure count of units over this roster was shown; the site masks nothing before it")

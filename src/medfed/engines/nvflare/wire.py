@@ -49,7 +49,7 @@ def call_content(call: Call) -> dict[str, Any]:
         "protection": call.protection,
         "phase": call.phase,
         "opening": None if call.opening is None else {
-            "attempt": call.opening.attempt, "purpose": call.opening.purpose, "asked": call.opening.asked,
+            "attempt": call.opening.attempt, "purpose": call.opening.purpose, "inputs": call.opening.inputs,
         },
         **({"charge": call.charge.text} if call.charge is not None else {}),
     }  # fmt: skip
@@ -119,7 +119,7 @@ def read_call(content: Mapping[str, Any], blob: bytes, blob_hash: str = "") -> t
 
 def _opening(value: object, blob: bytes) -> tuple[Opening, bytes | None]:
     """Which attempt a message of a secure sum belongs to, the counts that it shows, and the message itself."""
-    if not isinstance(value, dict) or value.get("purpose") not in get_args(Purpose) or not is_hash(value.get("asked")):
+    if not isinstance(value, dict) or value.get("purpose") not in get_args(Purpose) or not is_hash(value.get("inputs")):
         raise BadMessage("a call that opens a sum does not say what it opens")
     parts = _tree(blob)
     shown, message = parts.get("shown"), parts.get("message")
@@ -128,7 +128,7 @@ def _opening(value: object, blob: bytes) -> tuple[Opening, bytes | None]:
             raise BadMessage("a message of a secure sum is no bytes")
     if set(parts) - {"shown", "message"} or shown is None:
         raise BadMessage("a message of a secure sum is not as medfed writes it")
-    opening = Opening(_number(value, "attempt"), value["purpose"], str(value["asked"]), shown.tobytes())
+    opening = Opening(_number(value, "attempt"), value["purpose"], str(value["inputs"]), shown.tobytes())
     return opening, None if message is None else message.tobytes()
 
 
