@@ -93,7 +93,8 @@ def log_rank_within(site: Site, *, levels: FloatArray) -> Out:
 @dataclass(frozen=True)
 class CurvesState:
     """curves: by index of ``levels``, cuts (declared intervals up to each cell's end), events, censored: (cells,) each,
-    and what merging changes (``_grid_changes``). log_rank, within: the tests on the declared grid, and within sites.
+    and what merging changes (``_grid_changes``). log_rank, within: the tests on the declared grid, and within sites. merged_before: whether
+    counts were merged before they were seen.
     """
 
     levels: list[str]
@@ -103,6 +104,7 @@ class CurvesState:
     sites: list[str]
     held_back: dict[str, Any]
     rounds: int
+    merged_before: bool = False
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,7 @@ class KaplanMeier:
             common = np.array(shared, dtype=np.int64)
             sums = log_rank_sums(on_cuts(events, common), on_cuts(events + censored, common))
             test = {**asdict(log_rank(*sums)), "cells": float(len(common))}
-        return replace(state, levels=levels, curves=curves, log_rank=test)
+        return replace(state, levels=levels, curves=curves, log_rank=test, merged_before=not known)
 
     def done(self, state: CurvesState) -> bool:
         return state.rounds >= (2 if len(state.levels) > 1 and state.rounds else 1)
@@ -199,6 +201,10 @@ class KaplanMeier:
             "by": self.by,
             "levels": list(state.levels),
             "curves": dict(state.curves),
+            "patients": sum(
+                float(np.sum(curve["events"]) + np.sum(curve["censored"])) for curve in state.curves.values()
+            ),
+            "merged_before": state.merged_before,
             **tests,
             "rounds": state.rounds,
             "sites": list(state.sites),

@@ -165,7 +165,7 @@ def _by_level(site: Site, *, by_event: bool) -> Out:
 
 @step(reads="train", releases={**_TIMES, "with_level": _LEVELS, "without_level": _LEVELS})
 def counts_by_time_and_level(site: Site) -> Out:
-    """The same, and how many of these patients have each coded level, and how many have not: (times, indicators)."""
+    """Patients by declared time interval and event, and of them those with and without each coded level: (times, indicators)."""
     return _by_level(site, by_event=False)
 
 
@@ -180,7 +180,7 @@ def counts_by_time_and_level(site: Site) -> Out:
     },
 )
 def counts_by_time_level_and_event(site: Site) -> Out:
-    """The same, and how many of those with the event: (times, indicators)."""
+    """Patients by declared time interval, event and coded level, with the level and without it: (times, indicators)."""
     return _by_level(site, by_event=True)
 
 
