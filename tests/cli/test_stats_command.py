@@ -107,7 +107,7 @@ def test_a_formula_is_an_argument_and_the_fit_is_drawn(folder: Path, lang: str) 
     shown = done(*words, "--plot", folder / "fit.svg", "--lang", lang).out
     assert "event ~ age" in shown
     drawn = (folder / "fit.svg").read_text(encoding="utf-8")
-    assert ("Odds ratio" if lang == "en" else "优势比") in drawn
+    assert ("more events" if lang == "en" else "事件较多") in drawn
     assert open_consortium(folder, folder / "study.yaml").glm("event ~ age").plot(folder / "same.svg").exists()
 
 
