@@ -6,6 +6,7 @@ killed anywhere goes on: the same set, a fresh attempt, the same total. What a s
 is told by name.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,9 +15,8 @@ from numpy.typing import NDArray
 
 from medfed.errors import FederationError, PrivacyError
 from medfed.federation.call import Answer, Call, Failure, Opening, Own, Purpose
-from medfed.federation.opening import context_of, entries_question, show
-from medfed.federation.openings import VISIBLE, flags_of
-from medfed.federation.secure_site import ATTEMPT_VOID
+from medfed.federation.opening import asked_of_all, context_of, entries_question, show
+from medfed.federation.openings import ATTEMPT_VOID, VISIBLE, flags_of
 from medfed.federation.step import Step
 from medfed.federation.store import RunnerStore
 from medfed.federation.units import UNITS, Layout, lots_of
@@ -27,6 +27,7 @@ IntArray = NDArray[np.int64]
 Exchange = Callable[[Call, Mapping[str, Own]], Iterator[tuple[str, Answer | Failure]]]
 
 LEFT_OUT = "a total with this site, beside the earlier ones without it, would give its terms away"
+OTHER_KEEP = "what it has kept is of another call than that of most sites, and a total over both would show its terms"
 MOST_ATTEMPTS = 5
 
 
@@ -65,6 +66,11 @@ class _Opening:
     shown: bytes = b""
     tables: Mapping[str, str] | None = None
 
+    @property
+    def kept(self) -> str | None:
+        """The earlier call whose keep these sites read, the same at all of them."""
+        return next((own.kept for site, own in self.own.items() if site in self.asked), None)
+
 
 class SecureSums:
     """Opens the sums of one run. keys: the public key of every site that may be asked; exchange: carries a call."""
@@ -86,7 +92,7 @@ class SecureSums:
         except PrivacyError as problem:
             raise FederationError(f"{_name(step.name)}: {problem}") from None
         failures: dict[str, Failure] = {}
-        sealed = self._sealed(call, own, tuple(own), failures)
+        sealed = self._sealed(call, own, _of_one_keep(own, failures), failures)
         if call.charge is not None:
             return self._noisy(call, own, roster, sealed, length, failures)
         sites = self._choose(sealed, roster, step, failures)
@@ -226,7 +232,7 @@ class SecureSums:
 
     def _entries(self, one: _Opening, length: int, failures: dict[str, Failure]) -> SignedCount:
         """The signed count of the entries that a step releases as counts, in lots."""
-        study, question = self.study.hash, entries_question(one.call.digest)
+        study, question = self.study.hash, entries_question(asked_of_all(one.call, one.kept))
         kept = self.store.kept_count(study, question, one.roster.digest, one.must)
         if kept is not None:
             count = read_message(kept)
@@ -265,7 +271,7 @@ class SecureSums:
         call = _opening(one, self.study, number)
         must = fixed or one.must
         side = CoordinatorSide(
-            context_of(call, self.study, one.roster, one.length), one.roster, asked=must or one.asked
+            context_of(call, self.study, one.roster, one.length, one.kept), one.roster, asked=must or one.asked
         )
         agreed = False
         while not side.is_done:
@@ -334,6 +340,14 @@ def _opening(one: _Opening, study: Study, attempt: int) -> Call:
     """The call that carries one attempt's messages; its inputs stay at home."""
     opening = Opening(attempt, one.purpose, one.call.inputs_digest, one.shown)
     return replace(one.call, phase="open", inputs={}, opening=opening)
+
+
+def _of_one_keep(own: Mapping[str, Own], failures: dict[str, Failure]) -> tuple[str, ...]:
+    """The largest group of sites that read the same keep; masks of others would not cancel with theirs."""
+    kept = {site: mine.kept for site, mine in own.items()}
+    most = max(Counter(kept.values()).items(), key=lambda found: (found[1], found[0] or ""))[0]
+    failures |= {site: Failure("refused", OTHER_KEEP) for site, read in kept.items() if read != most}
+    return tuple(site for site, read in kept.items() if read == most)
 
 
 def _name(step: str) -> str:

@@ -18,17 +18,27 @@ from medfed.canonical import digest, pack
 from medfed.errors import PolicyViolation, PrivacyError
 from medfed.federation import gate
 from medfed.federation.admission import Admission
+from medfed.federation.approval import version_sealed
 from medfed.federation.call import Answer, Call, Failure, Own
 from medfed.federation.opening import (
     NOT_COUNTED,
+    asked_of_all,
     context_of,
     counted_releases,
     entries_question,
     entry_sizes,
     shown_count,
+    without_carries,
     words_of,
 )
-from medfed.federation.openings import GIVES_AWAY, Record, is_same_table, row_sets, table_word_with
+from medfed.federation.openings import (
+    ATTEMPT_VOID,
+    GIVES_AWAY,
+    Record,
+    is_same_table,
+    row_sets,
+    table_word_with,
+)
 from medfed.federation.ring import decode
 from medfed.federation.seal import SiteStore
 from medfed.federation.site_units import noise_secret
@@ -40,11 +50,10 @@ from medfed.privacy.messages import Delivery, Survivors
 IntArray = NDArray[np.int64]
 
 OTHER_QUESTION = "another question was already answered under this call"
+OTHER_TABLE = "the answer was sealed over an earlier version of the study table; ask anew, in a new run"
+FEW_SITES = "the total would be over fewer sites than this site's policy hides itself among (fewest_sites)"
 NOT_SEALED = "nothing is sealed under this call, so there is nothing to open"
 NOT_AS_CHARGED = "a sum that carries noise is opened as such, no other is, and its answers are not counted"
-ATTEMPT_VOID = (
-    "the site holds no keys of this attempt to open the sum: it has started anew, or a later attempt has begun"
-)
 _ATTEMPTS_KEPT = 16
 
 
@@ -84,7 +93,9 @@ class SecureSites:
                 out[site] = Answer(self._reply(site, call, step, mine, at))
             except PrivacyError as problem:
                 reason = str(problem)
-                out[site] = Failure("refused", reason if reason == GIVES_AWAY else f"secure sum: {reason}")
+                out[site] = Failure(
+                    "refused", reason if reason in (GIVES_AWAY, ATTEMPT_VOID, FEW_SITES) else f"secure sum: {reason}"
+                )
             except PolicyViolation as problem:
                 out[site] = Failure("refused", str(problem))
         return out
@@ -103,7 +114,7 @@ class SecureSites:
         attempt = self._attempt(site, call, step, own, roster, begin=request is None, at=at)
         count = None
         if isinstance(request, Delivery | Survivors) and call.step != UNITS and purpose != "noisy":
-            count, attempt.units = self._judge(site, call, step, roster, attempt)
+            count, attempt.units = self._judge(site, call, step, own, roster, attempt)
         shown = count if purpose == "sum" else None
         return write_message(attempt.side.answer(request, attempt.words, shown))  # type: ignore[arg-type]
 
@@ -122,7 +133,7 @@ class SecureSites:
             attempts.move_to_end(key)
             while len(attempts) > _ATTEMPTS_KEPT:
                 attempts.popitem(last=False)
-        if known is None or known.context != context_of(call, self.study, roster, len(known.words)):
+        if known is None or known.context != context_of(call, self.study, roster, len(known.words), own.kept):
             raise PolicyViolation(ATTEMPT_VOID)
         return known
 
@@ -130,7 +141,7 @@ class SecureSites:
         access, openings = self.admission.sites[site], self.store.openings
         table = access.table
         words, entries = self._words(site, call, step, own)
-        context = context_of(call, self.study, roster, len(words))
+        context = context_of(call, self.study, roster, len(words), own.kept)
         if call.charge is not None:
 
             def remember_noisy(key: str, sites: tuple[str, ...]) -> tuple[str, ...]:
@@ -154,9 +165,12 @@ class SecureSites:
         rows = row_sets(*(table.on(part).pseudonyms for part in parts))
 
         def remember(key: str, sites: tuple[str, ...]) -> tuple[str, ...]:
+            if len(sites) < access.policy.fewest_sites:
+                raise PrivacyError(FEW_SITES)
             units = attempt.units
             passing, showing = (units.passing, units.showing) if units else (None, None)
-            record = Record(rows, table.version, roster.digest, attempt.side.tables, passing, showing, at)
+            record = Record(rows, table.version, roster.digest, attempt.side.tables, passing, showing, at,
+                            tells=call.step == UNITS)  # fmt: skip
             return openings.remember(site, key, sites, record)
 
         side = SiteSide(site, access.key, context, roster, remember=remember, table=word)
@@ -174,11 +188,15 @@ class SecureSites:
             raise PolicyViolation(OTHER_QUESTION)
         if isinstance(answer, Failure):
             raise PolicyViolation(answer.reason)
+        access = self.admission.sites[site]
+        if version_sealed(self.store.db, site, call.study, call.key, access.key) != access.table.version:
+            raise PolicyViolation(OTHER_TABLE)
         if call.step == UNITS:
             return words_of(answer.values), {}
         entries = entry_sizes(step, {name: np.shape(value) for name, value in answer.values.items()}, self.study)
         if call.opening.purpose != "count":
-            return words_of(answer.values), entries
+            secret = noise_secret(access, call, "carries")
+            return words_of(without_carries(answer.values, step, self.study, len(call.roster), secret)), entries
         rows_at_most, sites_at_most = self.study.rows_at_most, self.study.sites_at_most
         counts = []
         for name, kind in counted_releases(step).items():
@@ -189,7 +207,9 @@ class SecureSites:
 
     # -- what has to hold before anything is masked ------------------------------------------------------------------
 
-    def _judge(self, site: str, call: Call, step: Step, roster: Roster, attempt: _Attempt) -> tuple[SignedCount, Units]:
+    def _judge(
+        self, site: str, call: Call, step: Step, own: Own, roster: Roster, attempt: _Attempt
+    ) -> tuple[SignedCount, Units]:
         """The signed count of units, once all rules for counts hold on it. Raises PolicyViolation or PrivacyError."""
         assert call.opening is not None
         shown = call.opening.shown
@@ -214,17 +234,25 @@ class SecureSites:
         if any(amount > policy.values_per_patient.get(kind, 0.0) * patients for kind, amount in values.items()):  # type: ignore[call-overload]
             raise PolicyViolation(gate.TOO_MANY_VALUES)
         if call.opening.purpose == "sum" and counted_releases(step):
-            self._judge_entries(call, step, roster, attempt, count, units, minimum)
+            self._judge_entries(call, step, roster, attempt, count, units, minimum, own.kept)
         return count, units
 
     def _judge_entries(
-        self, call: Call, step: Step, roster: Roster, attempt: _Attempt, count: SignedCount, units: Units, minimum: int
+        self,
+        call: Call,
+        step: Step,
+        roster: Roster,
+        attempt: _Attempt,
+        count: SignedCount,
+        units: Units,
+        minimum: int,
+        kept: str | None,
     ) -> None:
         """Counts that a step releases are under the rule entry by entry, in total."""
         assert call.opening is not None
         counted = [(kind, attempt.entries[name]) for name, kind in counted_releases(step).items()]
         length = 2 * sum(size for _, size in counted)
-        question = entries_question(call.digest)
+        question = entries_question(asked_of_all(call, kept))
         entries = shown_count(call.opening.shown, "entries", question, length, roster, self.study)
         if entries.sites != count.sites:
             raise PolicyViolation(NOT_COUNTED)
