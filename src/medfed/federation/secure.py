@@ -200,7 +200,7 @@ class SecureSums:
         if names := layout.read(count.totals).small_cell(minimum):
             raise FederationError(
                 f"{_name(call.step)}: over all sites, a cell of {' by '.join(map(repr, names))} has fewer patients than may be seen "
-                f"(minimum cell {minimum}; each site counts in lots of up to {lots_of(minimum, layout.sites)[0]}, rounded down). Join levels in the study, leave a "
+                f"(minimum cell {minimum}; each site counts in lots of up to {lots_of(minimum, layout.sites)[0]}, rounded down). Join levels in the study, declare a number of two values as a code, leave a "
                 "variable or an interaction out, or invite more sites"
             )
 
