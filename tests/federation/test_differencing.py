@@ -55,7 +55,10 @@ MUTANTS: dict[str, tuple[list[tuple[Any, str, Any]], list[str]]] = {
         ["leave out by roster", "leave out by dropping", "near-equal steps", "second study", "plain, then secure"],
     ),
     "one set a call": ([(Openings, "remember", any_set)], ["retry"]),
-    "cohort rule": ([(gate, "_differs_by_few", lambda *a: False)], ["cohort of one site", "cohort in total"]),
+    "cohort rule": (
+        [(gate, "_differs_by_few", lambda *a: False), (gate, "shows_small_cell", lambda *a: False)],
+        ["cohort of one site", "cohort in total"],
+    ),
     "figures of one site": ([(Openings, "refuses_own", no_rule)], ["figures beside a total", "secure, then plain"]),
     "count of units": ([(Units, "refuses", no_rule), (Units, "patients", lambda *a: 10**6)], ["small total"]),
     "count of entries": ([(CountsShown, "has_small", lambda *a: False)], []),

@@ -158,13 +158,13 @@ def test_sites_judge_the_cells_of_an_interaction_whoever_asks(patients: pd.DataF
         for stage, j in (("i", 0), ("ii", 1), ("iii", 2)):
             for event, k in (("no", 0), ("yes", 1)):
                 assert joint[i, j, k] == expected.get((arm, stage, event), 0)
-    words = layout.words(counts[None], lot=1, passing=True, showing=True, secret=b"s")
+    varied = layout.varied(table.on("all"), np.zeros(table.rows, np.int64))
+    words = layout.words(counts[None], varied, lot=1, passing=True, showing=True, secret=b"s")
     assert layout.read(words).refuses("train", 10, 10) is not None
     plain = Layout(study_of(VARIABLES, "glm.Glm", {"formula": "~ arm + stage"}, ["a", "b", "c"]), 3)
     counts = plain.count(table.on("all"), np.zeros(table.rows, np.int64))
-    assert (
-        plain.read(plain.words(counts, lot=1, passing=True, showing=True, secret=b"s")).refuses("train", 10, 10) is None
-    )
+    words = plain.words(counts, varied, lot=1, passing=True, showing=True, secret=b"s")
+    assert plain.read(words).refuses("train", 10, 10) is None
 
 
 def test_fewer_patients_than_coefficients_is_refused(tmp_path: Path, patients: pd.DataFrame) -> None:

@@ -72,3 +72,34 @@ def test_groups_are_those_without_whose_patients_the_rank_is_lower(found: list[t
                 expected.add(hidden)
     totals = [Total(frozenset(sites), frozenset(groups)) for sites, groups in found]
     assert set(exposed_by_groups(totals)) == expected
+
+
+def test_that_a_sites_women_were_given_away_is_no_leave_for_its_men() -> None:
+    earlier = [total("abcd", WOMEN), total("abc", WOMEN), total("abcd", MEN)]
+    assert newly_exposed(total("abc", MEN), earlier) == ("d",)
+    assert newly_exposed(total("abc", WOMEN), earlier) == ()
+    pairs = [total("abcde", WOMEN), total("abc", WOMEN), total("abcde", MEN)]
+    assert newly_exposed(total("abc", MEN), pairs) == ("d", "e")
+
+
+@settings(max_examples=200, deadline=None)
+@given(ANY)
+def test_what_is_new_is_a_dimension_more_of_sums_over_hidden_sites_alone(
+    found: list[tuple[set[str], set[int]]],
+) -> None:
+    """By floating-point ranks: the sums that lie on one or two sites alone, before and after the last total."""
+    columns = [(site, group) for site in "abcde" for group in range(3)]
+    matrix = np.array([[s in sites and g in groups for s, g in columns] for sites, groups in found], float)
+
+    def alone(rows: np.ndarray, hidden: tuple[str, ...]) -> int:
+        rest = [at for at, (site, _) in enumerate(columns) if site not in hidden]
+        return int(np.linalg.matrix_rank(rows) - np.linalg.matrix_rank(rows[:, rest])) if len(rows) else 0
+
+    def gain(*hidden: str) -> int:
+        return alone(matrix, hidden) - alone(matrix[:-1], hidden)
+
+    expected = {(site,) for site in "abcde" if gain(site)}
+    expected |= {pair for pair in combinations("abcde", 2) if gain(*pair) > gain(pair[0]) + gain(pair[1])}
+    totals = [Total(frozenset(sites), frozenset(groups)) for sites, groups in found]
+    group = newly_exposed(totals[-1], totals[:-1])
+    assert group in expected if expected else group == ()

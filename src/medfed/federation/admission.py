@@ -33,7 +33,7 @@ from medfed.federation.policy import Policy
 from medfed.federation.private import check_charge, limits_of, noise_shares
 from medfed.federation.seal import SiteStore
 from medfed.federation.step import Reply, Step
-from medfed.federation.units import UNITS, Layout, count_units
+from medfed.federation.units import UNITS, Layout, count_units, lots_of
 from medfed.privacy import Roster, public_hex
 from medfed.study import Study
 
@@ -44,6 +44,8 @@ TOO_MANY_MODELS = "more models would be opened on these rows than the study name
 ENOUGH_CALLS = "the site has answered as many calls of this study as it approved"
 SUMS_IN_PLAIN = "this site sums in plain; a call that says otherwise is not answered"
 SUMS_SECURELY = "sums of this study are secure at this site; a plain one is not answered"
+OWN_INPUTS = "a secure sum asks all sites the same; inputs of one site's own would show its terms"
+COUNTED_TOO_FINELY = "the study counts units in lots that are finer than this site's minimum cell allows; state that minimum as the study's own"
 NO_COUNTS = "the study has an epsilon, and a count of units is exact: it is not made"
 OTHER_ROSTER = (
     "the noise of secure sums is sized for all sites that this site approved, and the call is not over all of them and no "
@@ -278,18 +280,22 @@ class Admission:
         if call.protection == "secure":
             if not secure:
                 return SUMS_IN_PLAIN
-            self.roster_of(site, call)
+            sites = len(self.roster_of(site, call).sites)
+            own, stricter = self.study.privacy.minimum_cell, gate.minimum_cell(self.sites[site].policy, self.study)
+            if call.charge is None and (lots_of(stricter, sites) > lots_of(own, sites)).any():
+                return COUNTED_TOO_FINELY  # the count comes before any rule that is judged on it
             return None
         reply = any(isinstance(kind, Reply) for kind in step.releases.values())
         if secure and not reply:
             return SUMS_SECURELY
         if call.charge is not None:
             return None  # sums that carry noise are not under the rules for exact ones
-        openings, patients = self.store.openings, self.sites[site].table.on(call.part).pseudonyms
+        openings, table = self.store.openings, self.sites[site].table
+        patients = table.on(call.part).pseudonyms
         # Where a study sums nothing, no total follows; those of other studies are judged by what was seen of this site.
         if secure and self._sums(site) and not openings.any_total(site, patients):
             return TOTALS_FIRST
-        return openings.refuses_own(site, patients, reply=reply)
+        return openings.refuses_own(site, patients, table.version, reply=reply)
 
     def _sums(self, site: str) -> bool:
         approval = self.approval(site)
@@ -306,6 +312,8 @@ class Admission:
     def _check_inputs(self, access: Access, call: Call, step: Step, own: Own, sizes: Mapping[str, Any]) -> int:
         """Hold all inputs of one site to declaration and policy; how many rows are asked about. Raises MedfedError."""
         self._check_inputs_of(step, call, own)
+        if own.each and call.protection == "secure":
+            raise PolicyViolation(OWN_INPUTS)
         for name, value in own.each.items():
             check_one_input(name, value, step, sizes, limit=step.takes[name].limit)
         gate.check_steepness(step, {**call.inputs, **own.each}, self.study, access.policy, call.variant)
@@ -354,4 +362,5 @@ class Admission:
             call.protection,
             self.store.cohorts(site, view),
             [atoms, *self.store.openings.counted_apart(site)],
+            self.store.remembered(site),
         )

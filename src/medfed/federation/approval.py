@@ -140,6 +140,16 @@ def approvals_for(
     return standing
 
 
+def version_sealed(db: sqlite3.Connection, site: str, study_hash: str, call: str, key: Ed25519PrivateKey) -> str | None:
+    """The table version that was approved when the site sealed its answer to a call."""
+    row = db.execute(
+        "select bytes from ledger where site=? and kind='approval' and subject=? and number<"
+        "(select number from ledger where site=? and call=(select id from call where key=?)) order by number desc limit 1",
+        (site, study_hash, site, call),
+    ).fetchone()
+    return read_approval(row[0], key).table_version if row else None
+
+
 def approved_names(db: sqlite3.Connection, site: str, *, standing: bool = False) -> dict[str, str]:
     """Hash and name of every study that a site has approved; ``standing``: whose approval it has not withdrawn."""
     found: dict[str, str] = {}

@@ -92,7 +92,14 @@ class Call:
         """
         noise = (self.charge.text,) if self.charge is not None else ()
         return digest(
-            self.key, self.variant or "", self.part, self.protection, ",".join(self.roster), self.inputs_digest, *noise
+            self.study,
+            self.key,
+            self.variant or "",
+            self.part,
+            self.protection,
+            ",".join(self.roster),
+            self.inputs_digest,
+            *noise,
         )
 
 

@@ -6,7 +6,7 @@ secure sum nothing leaves with the seal: it is opened afterwards, over many site
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from operator import attrgetter
 from pathlib import Path
@@ -25,7 +25,8 @@ from medfed.federation.call import Answer, Call, Failure, Own, counts_models, mo
 from medfed.federation.execution import Execution
 from medfed.federation.ledger import Durability, Head, sign_head
 from medfed.federation.refusals import record_failures, record_refusals
-from medfed.federation.seal import SiteStore
+from medfed.federation.remembered import ROWS_REMEMBERED, Cells
+from medfed.federation.seal import JudgedBefore, SiteStore
 from medfed.federation.secure_site import OTHER_QUESTION, SecureSites, asked_digest
 from medfed.federation.site_units import SiteUnits
 from medfed.federation.step import Step
@@ -80,6 +81,7 @@ class Doors:
         if call.phase == "head":
             return {site: self._signed_head(site) for site in own}
         now = self.clock()
+        judged = self.store.version()
         self.admission.refresh()
         out: dict[str, Answer | Failure] = {}
         today = now.date().isoformat()
@@ -96,13 +98,20 @@ class Doors:
         at = now.isoformat(timespec="seconds")
         if call.phase == "open":
             return out | self.openings.answer(call, step, asked, at)
-        found = self._answer(call, step, sizes, asked, at, today)
+        found = self._answer(call, step, sizes, asked, at, today, judged)
         if call.phase == "seal":
             found = {site: SEALED if isinstance(answer, Answer) else answer for site, answer in found.items()}
         return out | found
 
     def _answer(
-        self, call: Call, step: Step, sizes: Mapping[str, Any], own: Mapping[str, Own], at: str, today: str
+        self,
+        call: Call,
+        step: Step,
+        sizes: Mapping[str, Any],
+        own: Mapping[str, Own],
+        at: str,
+        today: str,
+        judged: int,
     ) -> dict[str, Answer | Failure]:
         digests = {site: asked_digest(call, mine) for site, mine in own.items()}
         out: dict[str, Answer | Failure] = {}
@@ -125,15 +134,20 @@ class Doors:
         admission, charge = self.admission, self.charge(call)
         limits = {site: admission.limits(site) for site in names} if charge is not None else {}
         opened = {site: model_opened(call, step, own[site]) for site in names} if counts_models(call, step) else {}
-        over = self.store.seal(
-            call, step, names, digests=digests, blobs=blobs, keep=keep, local=local, own=own, charge=charge,
-            amount=amount, at=at, limits=limits,
-            # Noisy sums may overlap with exact ones of other cohorts in any way: their noise protects.
-            cohorts={site: self.execution.view(site, call.part) for site in names} if call.charge is None else {},
-            opened=opened, alone=names if call.protection == "plain" and call.charge is None else (),
-        )  # fmt: skip
+        # Noisy sums may overlap with exact ones of other cohorts in any way: their noise protects.
+        exact = names if call.charge is None else []
+        try:
+            over = self.store.seal(
+                call, step, names, digests=digests, blobs=blobs, keep=keep, local=local, own=own, charge=charge,
+                amount=amount, at=at, limits=limits,
+                cohorts={site: self.execution.view(site, call.part) for site in exact}, cells=self._new_cells(exact),
+                opened=opened, alone=exact if call.protection == "plain" else (), judged=judged,
+            )  # fmt: skip
+        except JudgedBefore:
+            # While the step ran, another study at this site may have answered, or an officer withdrawn the approval.
+            return out | self._answer_anew(call, step, sizes, {site: own[site] for site in names}, at, today)
         if over is None:  # another process sealed under this key meanwhile: what it sealed is the answer
-            return out | self._answer(call, step, sizes, {site: own[site] for site in names}, at, today)
+            return out | self._answer(call, step, sizes, {site: own[site] for site in names}, at, today, judged)
         admission.count([site for site in names if site not in over])
         if self.store.new_cohort:
             admission.rows_changed()
@@ -143,6 +157,18 @@ class Doors:
             else:
                 out[site] = Answer(blobs[index], {name: value[index] for name, value in coded.items()})
         return out
+
+    def _answer_anew(
+        self, call: Call, step: Step, sizes: Mapping[str, Any], own: Mapping[str, Own], at: str, today: str
+    ) -> dict[str, Answer | Failure]:
+        """Judge and compute once more, by what the store holds now."""
+        judged = self.store.version()
+        self.admission.refresh()
+        out: dict[str, Answer | Failure] = {
+            site: Failure("refused", reason) for site in own if (reason := self.admission.not_approved(site, today))
+        }
+        left = {site: mine for site, mine in own.items() if site not in out}
+        return out | (self._answer(call, step, sizes, left, at, today, judged) if left else {})
 
     def _computed(
         self,
@@ -235,6 +261,15 @@ class Doors:
                 {site: index for index, site in enumerate(self.sites)},
             )
         return self._counts[part]
+
+    def _new_cells(self, names: Sequence[str]) -> dict[str, tuple[str, Cells]]:
+        """Who is in which cell of the tables that are asked about for the first time; of very large ones it is not kept."""
+        tables = {site: self.sites[site].table for site in names}
+        return {
+            site: (table.version, gate.cells_of(table.on("all"), self.study))
+            for site, table in tables.items()
+            if table.rows <= ROWS_REMEMBERED and not self.store.remembers(site, self.study.hash, table.version)
+        }
 
     def _watch(self, site: str, part: str) -> frozenset[int]:
         if (site, part) not in self._watched:

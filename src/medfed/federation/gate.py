@@ -7,8 +7,7 @@ of ours that quote no count.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations, pairwise
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from medfed.errors import PolicyViolation
 from medfed.federation.call import Protection
 from medfed.federation.number_levels import number_levels
 from medfed.federation.policy import Policy
+from medfed.federation.remembered import Cells, shows_small_cell
 from medfed.federation.ring import encode
 from medfed.federation.site import mixed
 from medfed.federation.step import Count, Reply, Step, Sum, shape_of
@@ -119,35 +119,18 @@ def _factors(view: View, study: Study, only: Sequence[str] | None = None) -> dic
     return factors
 
 
-def has_small_cell(
-    factors: Mapping[str, tuple[NDArray[np.int64], int]], study: Study, rows: NDArray[Any] | slice, minimum: int
-) -> bool:
-    """Whether sums over these rows show a count of patients under ``minimum``.
-
-    Looked at: every level of every factor and every pair of levels of two factors (sums of products of 0/1
-    covariates are these counts). An empty cell is small for the outcome and for arm x outcome, where it tells
-    everybody's result; elsewhere it is a level that does not occur here.
-    """
-    if minimum <= 1:
-        return False
-    told = [name for name in (study.outcome, study.arm) if name in factors]
-    for name in factors:
-        codes, levels = factors[name]
-        cells = np.bincount(codes[rows], minlength=levels)
-        if name in told:
-            cells = cells[: levels - 1]
-            if (cells < minimum).any():
-                return True
-        if ((cells > 0) & (cells < minimum)).any():
-            return True
-    for first, second in combinations(factors, 2):
-        (a, a_levels), (b, b_levels) = factors[first], factors[second]
-        table = np.bincount(a[rows] * b_levels + b[rows], minlength=a_levels * b_levels).reshape(a_levels, b_levels)
-        if first in told and second in told and (table[:-1, :-1] < minimum).any():
-            return True
-        if ((table > 0) & (table < minimum)).any():
-            return True
-    return False
+def cells_of(
+    view: View,
+    study: Study,
+    factors: Mapping[str, tuple[NDArray[np.int64], int]] | None = None,
+    *,
+    a_row_a_patient: bool | None = None,
+) -> Cells:
+    """Who of these rows is in which cell of the study. factors, a_row_a_patient: where they are known already."""
+    found = _factors(view, study) if factors is None else factors
+    told = tuple(name for name in (study.outcome, study.arm) if name is not None and name in found)
+    single = view.patients == view.rows if a_row_a_patient is None else a_row_a_patient
+    return Cells(np.asarray(view.row_pseudonyms), found, told, single)
 
 
 def splits_safely(view: View, study: Study, cuts: Sequence[int], minimum: int) -> bool:
@@ -156,20 +139,14 @@ def splits_safely(view: View, study: Study, cuts: Sequence[int], minimum: int) -
     for first, last in pairwise((0, *cuts, view.rows)):
         piece = view.between(first, last)
         factors = _factors(piece, study, few)
-        patients = piece.rows if view.patients == view.rows else piece.patients
-        if patients < minimum or has_small_cell(factors, study, slice(None), minimum):
+        single = view.patients == view.rows
+        patients = piece.rows if single else piece.patients
+        cells = cells_of(piece, study, factors, a_row_a_patient=single)
+        if patients < minimum or cells.has_small(slice(None), minimum):
             return False
         # A number of many values in the first, random share takes many in the others.
         few = [name.removesuffix(" known") for name in factors] if few is None else few
     return True
-
-
-@dataclass(frozen=True)
-class Cohort:
-    """The patients behind one part of a table: what the cohort rule remembers."""
-
-    digest: str
-    pseudonyms: NDArray[np.uint64]
 
 
 def judge_rows(
@@ -180,51 +157,42 @@ def judge_rows(
     protection: Protection,
     earlier: Sequence[NDArray[np.uint64]],
     counted: Sequence[Sequence[NDArray[np.uint64]]] = (),
+    remembered: Sequence[Cells] = (),
 ) -> str | None:
     """May sums over this part of the table be seen at all? None, or the reason why not.
 
     whole: all rows of the table; view: the part that is asked for. earlier: row sets (sorted pseudonyms) that this
-    site has answered about before. A set that differs from one of them by a group that may not be seen is refused.
+    site has answered about before; remembered: the tables they were of. A set that differs from one of them by a group
+    that may not be seen is refused, in a secure sum as well: at the other sites the two sets may be the same.
     counted: for this study, and for each that was counted before, the row sets of which every part of its table is made.
     Where sums are secure, all of them hold on totals or nothing of that study was opened: what lies between two sets that
     are made of them may be seen.
     """
     minimum = minimum_cell(policy, study)
+    others = [*earlier, *_unions(view.pseudonyms, earlier)]
     if protection == "secure":
-        others = (*earlier, *_unions(view.pseudonyms, earlier))
-        if not others:
-            return None
-        known = [atoms for atoms in counted if _is_made_of(view.pseudonyms, atoms)]
-        apart = [other for other in others if not any(_is_made_of(other, atoms) for atoms in known)]
-        return SMALL_DIFFERENCE if any(_differs_by_few(view.pseudonyms, other, minimum) for other in apart) else None
-    if view.patients < max(policy.minimum_patients, minimum):
+        known = [atoms for atoms in counted if _is_made_of(view.pseudonyms, atoms)] if others else []
+        others = [other for other in others if not any(_is_made_of(other, atoms) for atoms in known)]
+    elif view.patients < max(policy.minimum_patients, minimum):
         return FEW_PATIENTS
-    factors = _factors(whole, study)
-    own = factors if view.rows == whole.rows else _factors(view, study)
-    if has_small_cell(own, study, slice(None), minimum):
+    if any(_differs_by_few(view.pseudonyms, other, minimum) for other in others):
+        return SMALL_DIFFERENCE
+    if protection == "secure" and not others:
+        return None
+    cells = cells_of(whole, study)
+    own = cells if view.rows == whole.rows else cells_of(view, study)
+    if protection == "plain" and own.has_small(slice(None), minimum):
         return SMALL_CELL
-    patient_of_row = np.asarray(whole.row_pseudonyms)
-    for other in (*earlier, *_unions(view.pseudonyms, earlier)):
-        if np.array_equal(view.pseudonyms, other):
-            continue
-        for group in (
-            np.setdiff1d(view.pseudonyms, other, assume_unique=True),
-            np.setdiff1d(other, view.pseudonyms, assume_unique=True),
-        ):
-            if len(group) == 0:
-                continue
-            if len(group) < minimum:
-                return SMALL_DIFFERENCE
-            rows = np.flatnonzero(np.isin(patient_of_row, group))
-            all_here = len(np.unique(patient_of_row[rows])) == len(group)
-            if all_here and has_small_cell(factors, study, rows, minimum):
-                return SMALL_DIFFERENCE
-    return None
+    groups = [group for other in others for group in _differences(view.pseudonyms, other) if len(group)]
+    return SMALL_DIFFERENCE if any(shows_small_cell(g, [cells, *remembered], minimum) for g in groups) else None
+
+
+def _differences(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    return np.setdiff1d(one, other, assume_unique=True), np.setdiff1d(other, one, assume_unique=True)
 
 
 def _differs_by_few(one: NDArray[np.uint64], other: NDArray[np.uint64], minimum: int) -> bool:
-    groups = np.setdiff1d(one, other, assume_unique=True), np.setdiff1d(other, one, assume_unique=True)
-    return any(0 < len(group) < minimum for group in groups)
+    return any(0 < len(group) < minimum for group in _differences(one, other))
 
 
 def _is_made_of(patients: NDArray[np.uint64], atoms: Sequence[NDArray[np.uint64]]) -> bool:

@@ -38,6 +38,8 @@ create table if not exists keep(
   site text, slot text, run text, call integer, bytes blob, file text, primary key(site, slot, call)) without rowid;
 create table if not exists local(site text, call integer, bytes blob, primary key(site, call)) without rowid;
 create table if not exists cohort(site text, patients text, pseudonyms blob, primary key(site, patients)) without rowid;
+create table if not exists cells(site text, study text, version text, bytes blob, primary key(site, study, version))
+  without rowid;
 create table if not exists opened(site text, question text, model text, primary key(site, question, model)) without rowid;
 create table if not exists opening(
   id integer primary key, site text, key text, sites text, rows text, version text, roster text, word text,

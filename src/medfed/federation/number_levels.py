@@ -16,6 +16,9 @@ from medfed.data.table import View
 
 FloatArray = NDArray[np.float64]
 
+# So many patients who make a number vary are enough, wherever the others are.
+_LOOKED_AT, ENOUGH = 4096, 1024
+
 
 @dataclass(frozen=True)
 class NumberLevels:
@@ -109,3 +112,13 @@ def majority(values: FloatArray) -> float | None:
     if len(left) == 1 and 2 * int((values == left[0]).sum()) > len(values):
         return float(left[0])
     return None
+
+
+def patients_who_vary(values: NDArray[np.float64], patients: NDArray[np.uint64]) -> int:
+    """At least so many patients have a value that is neither of the two commonest. values, patients: (n,), of each row."""
+    found = 0
+    for count in sorted({min(_LOOKED_AT, len(values)), len(values)}):
+        if found < ENOUGH and count:
+            _, level, rows = np.unique(values[:count], return_inverse=True, return_counts=True)
+            found = len(np.unique(patients[:count][~np.isin(level, np.argsort(rows)[-2:])]))
+    return found

@@ -1,5 +1,6 @@
 """What coordinator and site have to mean alike when a secure sum is opened: contexts, words, and the counts that are shown."""
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -55,6 +56,26 @@ def common_roster(rosters: Sequence[Mapping[str, str]]) -> dict[str, str]:
 def words_of(values: Mapping[str, Any]) -> IntArray:
     """Coded arrays as one row of words, in order of names."""
     return np.concatenate([np.asarray(values[name], np.int64).ravel() for name in sorted(values)])
+
+
+def without_carries(values: Mapping[str, Any], step: Step, study: Study, sites: int, secret: bytes) -> dict[str, Any]:
+    """The same numbers in two limbs, with a random share moved from the high to the low one, which the total takes back.
+
+    Else the total of the low limbs would tell how many carries are in it: at how many sites a small number is negative. sites:
+    of the roster. The shares have b = 30 - log2(sites) bits, as many as the low limbs of so many sites hold; the carries
+    are hidden but for a chance of sites / 2**b.
+    """
+    found = dict(values)
+    bits = 30 - sites.bit_length()
+    for name, kind in sorted(step.releases.items()):
+        assert not isinstance(kind, Reply)
+        if kind.limbs(rows_at_most=study.rows_at_most, sites_at_most=study.sites_at_most) == 2:
+            limbs = np.asarray(values[name], np.int64)
+            stream = hashlib.shake_256(secret + name.encode()).digest(8 * limbs[..., 0].size)
+            random = np.frombuffer(stream, np.uint64).reshape(limbs.shape[:-1])
+            share = (random >> np.uint64(64 - bits)).astype(np.int64)
+            found[name] = np.stack([limbs[..., 0] - share, limbs[..., 1] + (share << 32)], -1)
+    return found
 
 
 def arrays_of(words: IntArray, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, IntArray]:
@@ -118,17 +139,25 @@ def shown_bytes(shown: bytes, name: str) -> bytes:
     return data.tobytes() if isinstance(data, np.ndarray) and data.dtype == np.uint8 else b""
 
 
-def context_of(call: Call, study: Study, roster: Roster, length: int) -> Context:
+def asked_of_all(call: Call, kept: str | None) -> str:
+    """Names what every site of a sum is asked alike. kept: the earlier call whose keep the sites read, or None.
+
+    Of a site that reads another keep than the rest, or none, two totals would differ by its terms alone.
+    """
+    return call.digest if kept is None else digest("medfed asked", call.digest, kept)
+
+
+def context_of(call: Call, study: Study, roster: Roster, length: int, kept: str | None = None) -> Context:
     """What the keys, masks and signatures of an attempt are bound to.
 
     The question is the same at all sites that are asked the same; where one is asked something else, masks do not cancel.
     """
     assert call.opening is not None
-    question, step = call.digest, call.step
+    question, step = asked_of_all(call, kept), call.step
     if step == UNITS:
         question = Layout(study, len(roster.sites)).question(roster.digest)
     elif call.opening.purpose == "count":
-        question = entries_question(call.digest, call.opening.shown, entries_shown(call.opening.shown))
+        question = entries_question(question, call.opening.shown, entries_shown(call.opening.shown))
     return Context(
         call.study, call.run, call.round, step, call.ordinal, question, roster.digest, length, call.opening.purpose,
         call.opening.attempt,

@@ -22,6 +22,9 @@ Patients = NDArray[np.uint64]
 GIVES_AWAY = "a total over these sites, beside an earlier one, would give away the terms of one or two of them"
 SHOWS_OTHERS = "figures of this site alone would show those of one or two others, which take part in a total and are not to be seen"
 TOTALS_FIRST = "figures of single sites are given after the totals that they stand beside, and none is open yet"
+ATTEMPT_VOID = (
+    "the site holds no keys of this attempt to open the sum: it has started anew, or a later attempt has begun"
+)
 VISIBLE, SEEN = "v", "s"
 
 
@@ -42,7 +45,7 @@ class Record:
     """What is written down beside a set of sites. rows: the sets of this site's patients that are summed over.
 
     words: each member's table word. version: of this site's study table. passing, showing: what the signed count says (see
-    ``Units``); None while it is not known.
+    ``Units``); None while it is not known. tells: whether this is the count in which each site tells what was seen of it.
     """
 
     rows: Mapping[str, Patients]
@@ -52,6 +55,7 @@ class Record:
     passing: int | None
     showing: int | None
     at: str
+    tells: bool = False
 
     def flagged(self, flag: str) -> set[str]:
         return {site for site, word in self.words.items() if flag in flags_of(word)}
@@ -88,14 +92,15 @@ def groups_of(sets: Mapping[str, Patients]) -> dict[str, frozenset[int]]:
 
 @dataclass(frozen=True)
 class _Opened:
-    """One opening as it stands: sites, rows, flags, and how many of the sites may be seen by themselves."""
+    """One opening as it stands: sites, rows, flags, table, and how many of the sites may be seen by themselves, as counted."""
 
     sites: frozenset[str]
     rows: frozenset[str]
     visible: frozenset[str]
     seen: frozenset[str]
-    passing: int | None
-    showing: int | None
+    version: str
+    passing: tuple[int, ...]
+    showing: tuple[int, ...]
 
 
 class Openings:
@@ -116,6 +121,7 @@ class Openings:
             row = db.execute("select sites from opening where site=? and key=?", (site, key)).fetchone()
             what = (site, _text(sites), _text(record.rows))
             if row is None:
+                self._check_told(site, record)
                 if what not in self._stands:
                     self._judge(site, frozenset(sites), record)
                 self._keep_rows(site, record.rows)
@@ -169,25 +175,37 @@ class Openings:
             # The last word of a site counts: a policy may have changed since.
             visible = (visible - each.sites) | each.visible
             seen |= each.seen
-        visible = (visible - sites) | record.flagged(VISIBLE) | seen
+        visible = (visible - sites) | record.flagged(VISIBLE)
         groups = groups_of(self._patients(site, earlier) | dict(record.rows))
-        before = [Total(each.sites, groups[name]) for each in earlier for name in sorted(each.rows)]
-        before += [Total(frozenset({name}), groups[about]) for name in sorted(seen) for about in sorted(rows)]
+        every = [Total(each.sites, groups[name]) for each in earlier for name in sorted(each.rows)]
+        # What was seen of a site alone may be all of its terms, and shows others; or one figure, and shows nothing of them.
+        alone = [Total(frozenset({name}), groups[about]) for name in sorted(seen) for about in sorted(rows)]
+        totals = [total for total in every if len(total.sites) > 1]
         for name in sorted(new):
             total = Total(sites, groups[name])
-            if newly_exposed(total, before, visible=visible):
+            if any(newly_exposed(total, before, visible=visible) for before in (totals, [*every, *alone])):
                 raise PrivacyError(GIVES_AWAY)
-            before.append(total)
+            totals.append(total)
+            every.append(total)
+
+    def _check_told(self, site: str, record: Record) -> None:
+        """Other sites judge by what a site has told. PrivacyError where more of it was seen since; a new attempt tells that."""
+        if not record.tells or SEEN in flags_of(record.words[site]):
+            return
+        if any(self.own_is_seen(site, patients) for patients in record.rows.values()):
+            raise PrivacyError(ATTEMPT_VOID)
 
     def _opened(self, site: str) -> list[_Opened]:
         """What this site has opened, oldest first; equal ones once."""
         found = self.db.execute(
-            "select sites, rows, visible, seen, max(passing), max(showing) from opening where site=?"
-            " group by sites, rows, visible, seen order by max(id)", (site,),
+            "select sites, rows, visible, seen, version, group_concat(distinct passing), group_concat(distinct showing)"
+            " from opening where site=? group by sites, rows, visible, seen, version order by max(id)", (site,),
         )  # fmt: skip
         return [
-            _Opened(_words(sites), _words(rows), _words(visible), _words(seen), passing, showing)
-            for sites, rows, visible, seen, passing, showing in found
+            _Opened(
+                _words(sites), _words(rows), _words(visible), _words(seen), version, _counts(passing), _counts(showing)
+            )
+            for sites, rows, visible, seen, version, passing, showing in found
         ]
 
     def _patients(self, site: str, opened: Iterable[_Opened]) -> dict[str, Patients]:
@@ -233,18 +251,26 @@ class Openings:
         sets = self._patients(site, opened).values()
         return any(len(np.intersect1d(own, patients, assume_unique=True)) for own in sets)
 
-    def refuses_own(self, site: str, patients: Patients, *, reply: bool) -> str | None:
+    def refuses_own(self, site: str, patients: Patients, version: str, *, reply: bool) -> str | None:
         """Why figures of this site alone about these patients may not be given beside the totals that stand, or None.
 
         Every other site that may give them is taken to do so as well, so a total that figures of this kind add up to must
-        have no hidden site in it, or three and more. reply: listed figures rather than plain sums.
+        have no hidden site in it, or three and more. How many are hidden is counted for one table (version): with other
+        variables other sites pass, so beside the totals of another study nobody may be hidden in these.
+        reply: listed figures rather than plain sums.
         """
         opened = self._opened(site)
         risky: set[str] = set()
         for sites in {each.sites for each in opened if len(each.sites) > 1}:
             same = [each for each in opened if each.sites == sites]
-            counts = [count for each in same if (count := each.showing if reply else each.passing) is not None]
-            if not counts or len(sites) - max(counts) in (1, 2):
+            mine = [each for each in same if each.version == version]
+            if mine:
+                counts = [count for each in mine for count in (each.showing if reply else each.passing)]
+                safe = bool(counts) and all(len(sites) - count not in (1, 2) for count in counts)
+            else:
+                counts = [count for each in same for count in each.passing]
+                safe = bool(counts) and min(counts) == len(sites)
+            if not safe:
                 risky |= set().union(*(each.rows for each in same))
         if not risky:
             return None
@@ -283,6 +309,10 @@ def _adds_up(whole: frozenset[int], parts: list[frozenset[int]]) -> bool:
     matrix = np.array([[group in part for group in groups] for part in parts], dtype=np.float64)
     target = np.array([[group in whole for group in groups]], dtype=np.float64)
     return bool(np.linalg.matrix_rank(np.concatenate([matrix, target])) == np.linalg.matrix_rank(matrix))
+
+
+def _counts(text: str | None) -> tuple[int, ...]:
+    return tuple(map(int, text.split(","))) if text else ()
 
 
 def _words(text: str) -> frozenset[str]:

@@ -31,6 +31,7 @@ class Policy(BaseModel):
     minimum_cell: int = Field(default=10, ge=1, strict=True)
     minimum_patients: int = Field(default=10, ge=1, strict=True)
     values_per_patient: dict[Kind, float] = Field(default_factory=lambda: dict(VALUES_PER_PATIENT))
+    fewest_sites: int = Field(default=3, ge=3, strict=True)
     site_terms_visible: bool = False
     replies: tuple[str, ...] = ()
     input_limits: dict[str, float] = Field(default_factory=dict)
@@ -52,6 +53,7 @@ steps: ["medfed:medfed.methods.*", "medfed:medfed.evaluation.*"]
 minimum_cell: 10          # the smallest count of patients that may be seen
 minimum_patients: 10      # fewer patients than this: nothing leaves
 values_per_patient: {sum: 1.0, count: 1.0, reply: 0.5}   # numbers in one release, for each patient of this site
+fewest_sites: 3           # a secure sum hides this site among so many at least; two that conspire with the coordinator see through three
 site_terms_visible: false # may figures of this site alone be asked for or shown?
 replies: []               # names of figures that may be seen for this site by itself
 steepest: 50              # what one coefficient may add to a linear predictor, over the declared range of its feature

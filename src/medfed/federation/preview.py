@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from medfed.data.table import StudyTable
+from medfed.federation.admission import COUNTED_TOO_FINELY
 from medfed.federation.budget import OVER_BUDGET, Charge
 from medfed.federation.call import Protection
 from medfed.federation.gate import SITE_TERMS, judge_rows, minimum_cell
@@ -12,6 +13,7 @@ from medfed.federation.packages import step_name
 from medfed.federation.policy import Policy
 from medfed.federation.private import NOT_BOUNDED, release_deviation
 from medfed.federation.step import Count, Reply, Step, Sum, shape_of
+from medfed.federation.units import lots_of
 from medfed.study import Study
 
 NOT_ALLOWED = "the site's policy does not allow this step"
@@ -141,6 +143,8 @@ def _step(
         isinstance(declared, Reply) and declared.site_terms for declared in step.releases.values()
     ):
         held = SITE_TERMS
+    elif not plain and _counted_too_finely(study, policy):
+        held = COUNTED_TOO_FINELY
     elif plain and (over := _too_many(amounts, policy, view.patients)):
         held = TOO_MANY.format(kind=over[0])
     else:
@@ -158,6 +162,11 @@ def _step(
         values_per_patient=sum(amounts.values()) / max(view.patients, 1),
         held_back=held,
     )
+
+
+def _counted_too_finely(study: Study, policy: Policy) -> bool:
+    sites = len(study.sites.invited)
+    return bool((lots_of(minimum_cell(policy, study), sites) > lots_of(study.privacy.minimum_cell, sites)).any())
 
 
 def _too_many(amounts: Mapping[str, int], policy: Policy, patients: int) -> list[str]:

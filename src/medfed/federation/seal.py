@@ -17,10 +17,15 @@ from medfed.federation.budget import Accountant, Charge, Limits, Spending
 from medfed.federation.call import Answer, Call, Failure, Own
 from medfed.federation.ledger import Durability, Head, heads_of, open_store, row_hash
 from medfed.federation.openings import Openings
+from medfed.federation.remembered import Cells
 from medfed.federation.step import Step
 from medfed.privacy.accounting import charged_epsilon
 
 _ROUNDS_BETWEEN_PRUNING = 16
+
+
+class JudgedBefore(Exception):
+    """Another process wrote to the store since the rules were judged; nothing was sealed."""
 
 
 class SiteStore:
@@ -42,6 +47,8 @@ class SiteStore:
         self._kept: dict[tuple[str, str, str], Mapping[str, Any]] = {}
         self._cohorts: dict[str, dict[str, NDArray[np.uint64]]] = {}
         self._recorded: set[tuple[str, str]] = set()
+        self._remembered: dict[str, list[Cells]] = {}
+        self._cells: set[tuple[str, str, str]] = set()
         self._opened: dict[tuple[str, str], set[str]] = {}
         self._recent: dict[tuple[str, str, str], list[str]] = {}
         self._pruned: dict[str, int] = {}
@@ -69,6 +76,7 @@ class SiteStore:
     def forget(self) -> None:
         """Drop what was read of tables that another process may have written to."""
         self._cohorts.clear()
+        self._remembered.clear()
         self._opened.clear()
         self._recorded.clear()
 
@@ -139,6 +147,23 @@ class SiteStore:
         own = _patients_digest(view)
         return [pseudonyms for patients, pseudonyms in known.items() if patients != own]
 
+    def remembered(self, site: str) -> Sequence[Cells]:
+        """The tables that rows of this site were asked about in, and who was in which cell of them."""
+        if site not in self._remembered:
+            rows = self.db.execute("select bytes from cells where site=?", (site,))
+            self._remembered[site] = [Cells.from_bytes(data) for (data,) in rows]
+        return self._remembered[site]
+
+    def remembers(self, site: str, study: str, version: str) -> bool:
+        """Whether the cells of a study's table are written down."""
+        if (site, study, version) in self._cells:
+            return True
+        row = self.db.execute("select 1 from cells where site=? and study=? and version=?", (site, study, version))
+        if row.fetchone() is None:
+            return False
+        self._cells.add((site, study, version))
+        return True
+
     def models_opened(self, site: str, question: str) -> set[str]:
         """Digests of the inputs with which a counted question was already put."""
         if (site, question) not in self._opened:
@@ -171,12 +196,16 @@ class SiteStore:
         at: str,
         limits: Mapping[str, Limits],
         cohorts: Mapping[str, View],
+        cells: Mapping[str, tuple[str, Cells]],
         opened: Mapping[str, tuple[str, str]],
         alone: Collection[str],
+        judged: int,
     ) -> set[str] | None:
         """Make answers final in one transaction; returns the sites whose budget could not hold the cost (not sealed).
 
-        alone: the sites whose answers are seen by themselves.
+        cells: of sites whose table (version) is asked about for the first time, who is in which cell.
+        alone: the sites whose answers are seen by themselves. judged: ``version`` from before the rules were judged.
+        Raises JudgedBefore where it has changed: another study may have shown what this answer is not to be beside.
 
         None, and nothing done, where another process has sealed under this key since it was looked up.
 
@@ -189,6 +218,8 @@ class SiteStore:
         new_cohorts = [site for site in names if site in cohorts and (site, call.part) not in self._recorded]
         try:
             db.execute("begin immediate")
+            if self.version() != judged:
+                raise JudgedBefore
             standing = self.heads()
             heads = {site: standing.get(site, Head()) for site in names}
             # Composed inside the transaction: another process may have spent meanwhile.
@@ -235,6 +266,14 @@ class SiteStore:
                     ],
                 )
             self._record(call, sealed, local, names, number, cohorts, new_cohorts, opened)
+            db.executemany(
+                "insert or ignore into cells(site, study, version, bytes) values(?,?,?,?)",
+                [
+                    (site, call.study, version, found.to_bytes())
+                    for site, (version, found) in cells.items()
+                    if site in sealed
+                ],
+            )
             own_rows = {site: cohorts[site].pseudonyms for site in sealed if site in alone}
             self.openings.record_own(own_rows, at)
             self._prune(call)
@@ -251,7 +290,7 @@ class SiteStore:
                 db.execute("rollback")
             raise
         self.remember_heads({site: heads[site] for site in sealed}, call.study, charge)
-        self._remember(call, step, names, sealed, keep, own, cohorts, opened)
+        self._remember(call, step, names, sealed, keep, own, cohorts, cells, opened)
         self.openings.own_recorded(own_rows)
         return over
 
@@ -317,10 +356,13 @@ class SiteStore:
         keep: Any,
         own: Mapping[str, Own],
         cohorts: Mapping[str, View],
+        cells: Collection[str],
         opened: Mapping[str, tuple[str, str]],
     ) -> None:
         self.new_cohort = False
         for site in sealed:
+            if site in cells:
+                self._remembered.pop(site, None)
             if site in cohorts and (site, call.part) not in self._recorded:
                 self.new_cohort = True
                 self._recorded.add((site, call.part))

@@ -6,6 +6,7 @@ killed anywhere goes on: the same set, a fresh attempt, the same total. What a s
 is told by name.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,9 +16,16 @@ from numpy.typing import NDArray
 from medfed.errors import FederationError, PolicyViolation, PrivacyError
 from medfed.federation.call import Answer, Call, Failure, Opening, Own, Purpose
 from medfed.federation.merging import NoCells
-from medfed.federation.opening import context_of, counted_releases, entries_name, entries_question, entry_shapes, show
-from medfed.federation.openings import VISIBLE, flags_of
-from medfed.federation.secure_site import ATTEMPT_VOID
+from medfed.federation.opening import (
+    asked_of_all,
+    context_of,
+    counted_releases,
+    entries_name,
+    entries_question,
+    entry_shapes,
+    show,
+)
+from medfed.federation.openings import ATTEMPT_VOID, VISIBLE, flags_of
 from medfed.federation.shown_counts import CountsShown
 from medfed.federation.step import Step
 from medfed.federation.store import RunnerStore
@@ -29,6 +37,7 @@ IntArray = NDArray[np.int64]
 Exchange = Callable[[Call, Mapping[str, Own]], Iterator[tuple[str, Answer | Failure]]]
 
 LEFT_OUT = "a total with this site, beside the earlier ones without it, would give its terms away"
+OTHER_KEEP = "what it has kept is of another call than that of most sites, and a total over both would show its terms"
 MOST_ATTEMPTS = 5
 
 
@@ -67,6 +76,11 @@ class _Opening:
     shown: bytes = b""
     tables: Mapping[str, str] | None = None
 
+    @property
+    def kept(self) -> str | None:
+        """The earlier call whose keep these sites read, the same at all of them."""
+        return next((own.kept for site, own in self.own.items() if site in self.asked), None)
+
 
 class SecureSums:
     """Opens the sums of one run. keys: the public key of every site that may be asked; exchange: carries a call."""
@@ -90,7 +104,7 @@ class SecureSums:
         except PrivacyError as problem:
             raise FederationError(f"{_name(step.name)}: {problem}") from None
         failures: dict[str, Failure] = {}
-        sealed = self._sealed(call, own, tuple(own), failures)
+        sealed = self._sealed(call, own, _of_one_keep(own, failures), failures)
         if call.charge is not None:
             return self._noisy(call, own, roster, sealed, length, failures)
         sites = self._choose(sealed, roster, step, failures)
@@ -198,7 +212,7 @@ class SecureSums:
         if names := layout.read(count.totals).small_cell(minimum):
             raise FederationError(
                 f"{_name(call.step)}: over all sites, a cell of {' by '.join(map(repr, names))} has fewer patients than may be seen "
-                f"(minimum cell {minimum}; each site counts in lots of up to {lots_of(minimum, layout.sites)[0]}, rounded down). Join levels in the study, leave a "
+                f"(minimum cell {minimum}; each site counts in lots of up to {lots_of(minimum, layout.sites)[0]}, rounded down). Join levels in the study, declare a number of two values as a code, leave a "
                 "variable or an interaction out, or invite more sites"
             )
 
@@ -240,7 +254,7 @@ class SecureSums:
         sizes = entry_shapes(step, shapes, self.study)
         length = 2 * sum(int(np.prod(shape, dtype=np.int64)) for shape in sizes.values())
         while True:
-            found = CountsShown(_opening(one, self.study, 0), step, one.roster, self.study, sizes)
+            found = CountsShown(_opening(one, self.study, 0), step, one.roster, self.study, sizes, one.kept)
             try:
                 if found.merged.done:
                     return one
@@ -254,7 +268,7 @@ class SecureSums:
 
     def _entries(self, one: _Opening, length: int, number: int, failures: dict[str, Failure]) -> SignedCount:
         """The signed count of the entries that a step releases as counts, in lots."""
-        study, question = self.study.hash, entries_question(one.call.digest, one.shown, number)
+        study, question = self.study.hash, entries_question(asked_of_all(one.call, one.kept), one.shown, number)
         kept = self.store.kept_count(study, question, one.roster.digest, one.must)
         if kept is not None:
             count = read_message(kept)
@@ -293,7 +307,7 @@ class SecureSums:
         call = _opening(one, self.study, number)
         must = fixed or one.must
         side = CoordinatorSide(
-            context_of(call, self.study, one.roster, one.length), one.roster, asked=must or one.asked
+            context_of(call, self.study, one.roster, one.length, one.kept), one.roster, asked=must or one.asked
         )
         agreed = False
         while not side.is_done:
@@ -362,6 +376,14 @@ def _opening(one: _Opening, study: Study, attempt: int) -> Call:
     """The call that carries one attempt's messages; its inputs stay at home."""
     opening = Opening(attempt, one.purpose, one.call.inputs_digest, one.shown)
     return replace(one.call, phase="open", inputs={}, opening=opening)
+
+
+def _of_one_keep(own: Mapping[str, Own], failures: dict[str, Failure]) -> tuple[str, ...]:
+    """The largest group of sites that read the same keep; masks of others would not cancel with theirs."""
+    kept = {site: mine.kept for site, mine in own.items()}
+    most = max(Counter(kept.values()).items(), key=lambda found: (found[1], found[0] or ""))[0]
+    failures |= {site: Failure("refused", OTHER_KEEP) for site, read in kept.items() if read != most}
+    return tuple(site for site, read in kept.items() if read == most)
 
 
 def _name(step: str) -> str:

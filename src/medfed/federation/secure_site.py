@@ -19,6 +19,7 @@ from medfed.canonical import digest, pack
 from medfed.errors import PolicyViolation, PrivacyError
 from medfed.federation import gate
 from medfed.federation.admission import Admission
+from medfed.federation.approval import version_sealed
 from medfed.federation.call import Answer, Call, Failure, Own
 from medfed.federation.merging import merged_counts
 from medfed.federation.opening import (
@@ -29,9 +30,17 @@ from medfed.federation.opening import (
     entry_shapes,
     entry_sizes,
     shown_count,
+    without_carries,
     words_of,
 )
-from medfed.federation.openings import GIVES_AWAY, Record, is_same_table, row_sets, table_word_with
+from medfed.federation.openings import (
+    ATTEMPT_VOID,
+    GIVES_AWAY,
+    Record,
+    is_same_table,
+    row_sets,
+    table_word_with,
+)
 from medfed.federation.ring import decode, encode
 from medfed.federation.seal import SiteStore
 from medfed.federation.shown_counts import CountsShown
@@ -44,11 +53,10 @@ from medfed.privacy.messages import Delivery, Survivors
 IntArray = NDArray[np.int64]
 
 OTHER_QUESTION = "another question was already answered under this call"
+OTHER_TABLE = "the answer was sealed over an earlier version of the study table; ask anew, in a new run"
+FEW_SITES = "the total would be over fewer sites than this site's policy hides itself among (fewest_sites)"
 NOT_SEALED = "nothing is sealed under this call, so there is nothing to open"
 NOT_AS_CHARGED = "a sum that carries noise is opened as such, no other is, and its answers are not counted"
-ATTEMPT_VOID = (
-    "the site holds no keys of this attempt to open the sum: it has started anew, or a later attempt has begun"
-)
 _ATTEMPTS_KEPT = 16
 
 
@@ -64,7 +72,7 @@ class _Attempt:
     """One attempt at one call, at one site. entries: numbers in each release; units: what the signed count says.
 
     words: what is opened; before it is masked, neighbouring counts are merged by what the signed counts say. values: the
-    sealed answer, coded.
+    sealed answer, coded. kept: the earlier call whose keep it was made from.
     """
 
     context: Context
@@ -72,6 +80,7 @@ class _Attempt:
     values: Mapping[str, Any]
     entries: Mapping[str, int]
     side: SiteSide
+    kept: str | None = None
     units: Units | None = None
 
 
@@ -93,7 +102,9 @@ class SecureSites:
                 out[site] = Answer(self._reply(site, call, step, mine, at))
             except PrivacyError as problem:
                 reason = str(problem)
-                out[site] = Failure("refused", reason if reason == GIVES_AWAY else f"secure sum: {reason}")
+                out[site] = Failure(
+                    "refused", reason if reason in (GIVES_AWAY, ATTEMPT_VOID, FEW_SITES) else f"secure sum: {reason}"
+                )
             except PolicyViolation as problem:
                 out[site] = Failure("refused", str(problem))
         return out
@@ -132,7 +143,7 @@ class SecureSites:
             attempts.move_to_end(key)
             while len(attempts) > _ATTEMPTS_KEPT:
                 attempts.popitem(last=False)
-        if known is None or known.context != context_of(call, self.study, roster, len(known.words)):
+        if known is None or known.context != context_of(call, self.study, roster, len(known.words), own.kept):
             raise PolicyViolation(ATTEMPT_VOID)
         return known
 
@@ -140,7 +151,7 @@ class SecureSites:
         access, openings = self.admission.sites[site], self.store.openings
         table = access.table
         words, values, entries = self._words(site, call, step, own)
-        context = context_of(call, self.study, roster, len(words))
+        context = context_of(call, self.study, roster, len(words), own.kept)
         if call.charge is not None:
 
             def remember_noisy(key: str, sites: tuple[str, ...]) -> tuple[str, ...]:
@@ -148,7 +159,12 @@ class SecureSites:
 
             # No table word: it would tell, without noise, whether the rows changed.
             return _Attempt(
-                context, words, values, entries, SiteSide(site, access.key, context, roster, remember=remember_noisy)
+                context,
+                words,
+                values,
+                entries,
+                SiteSide(site, access.key, context, roster, remember=remember_noisy),
+                own.kept,
             )
         fresh = table_word_with(
             table_word(access.key, table.version),
@@ -164,13 +180,16 @@ class SecureSites:
         rows = row_sets(*(table.on(part).pseudonyms for part in parts))
 
         def remember(key: str, sites: tuple[str, ...]) -> tuple[str, ...]:
+            if len(sites) < access.policy.fewest_sites:
+                raise PrivacyError(FEW_SITES)
             units = attempt.units
             passing, showing = (units.passing, units.showing) if units else (None, None)
-            record = Record(rows, table.version, roster.digest, attempt.side.tables, passing, showing, at)
+            record = Record(rows, table.version, roster.digest, attempt.side.tables, passing, showing, at,
+                            tells=call.step == UNITS)  # fmt: skip
             return openings.remember(site, key, sites, record)
 
         side = SiteSide(site, access.key, context, roster, remember=remember, table=word)
-        attempt = _Attempt(context, words, values, entries, side)
+        attempt = _Attempt(context, words, values, entries, side, own.kept)
         return attempt
 
     def _words(
@@ -186,11 +205,14 @@ class SecureSites:
             raise PolicyViolation(OTHER_QUESTION)
         if isinstance(answer, Failure):
             raise PolicyViolation(answer.reason)
+        access = self.admission.sites[site]
+        if version_sealed(self.store.db, site, call.study, call.key, access.key) != access.table.version:
+            raise PolicyViolation(OTHER_TABLE)
         if call.step == UNITS:
             return words_of(answer.values), {}, {}
         entries = entry_sizes(step, {name: np.shape(value) for name, value in answer.values.items()}, self.study)
         if call.opening.purpose != "count":
-            return words_of(answer.values), answer.values, entries
+            return self._in_words(site, call, step, answer.values), answer.values, entries
         length = 2 * sum(entries[name] for name in counted_releases(step))
         return np.zeros(length, dtype=np.int64), answer.values, entries
 
@@ -212,7 +234,12 @@ class SecureSites:
             secret = noise_secret(self.admission.sites[site], call, entries_name(len(shown.counts)))
             return entry_words([counts[name] for name in sorted(counts)], lot, secret)
         coded = {name: encode(counts[name].astype(np.float64), kind.limbs(**most)) for name, kind in kinds.items()}
-        return words_of({**attempt.values, **coded})
+        return self._in_words(site, call, step, {**attempt.values, **coded})
+
+    def _in_words(self, site: str, call: Call, step: Step, values: Mapping[str, Any]) -> IntArray:
+        """Coded arrays as words whose totals say nothing of how many carries are in them."""
+        secret = noise_secret(self.admission.sites[site], call, "carries")
+        return words_of(without_carries(values, step, self.study, len(call.roster), secret))
 
     # -- what has to hold before anything is masked ------------------------------------------------------------------
 
@@ -259,4 +286,4 @@ class SecureSites:
 
     def _shown(self, call: Call, step: Step, roster: Roster, attempt: _Attempt) -> CountsShown:
         shapes = {name: np.shape(value) for name, value in attempt.values.items()}
-        return CountsShown(call, step, roster, self.study, entry_shapes(step, shapes, self.study))
+        return CountsShown(call, step, roster, self.study, entry_shapes(step, shapes, self.study), attempt.kept)

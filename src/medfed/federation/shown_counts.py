@@ -11,7 +11,14 @@ from medfed.errors import PolicyViolation
 from medfed.federation import gate
 from medfed.federation.call import Call
 from medfed.federation.merging import Lots, Merged, judged_entries, merged, merged_counts, merges
-from medfed.federation.opening import counted_releases, entries_name, entries_question, shown_bytes, shown_count
+from medfed.federation.opening import (
+    asked_of_all,
+    counted_releases,
+    entries_name,
+    entries_question,
+    shown_bytes,
+    shown_count,
+)
 from medfed.federation.step import Step
 from medfed.federation.units import is_small
 from medfed.privacy import Roster, SignedCount
@@ -27,6 +34,8 @@ def merges_under(step: Step, study: Study) -> bool:
 class CountsShown:
     """The signed counts of a step's released counts that one call of phase "open" brings. shapes: of these, by name.
 
+    kept: the earlier call whose keep the sites read, or None.
+
     Where neighbours are merged "entries 0" is of everything as one cell, and each other one of the cells that follow from
     those before (``merging``); else there is one, of all that is released.
     """
@@ -36,6 +45,7 @@ class CountsShown:
     roster: Roster
     study: Study
     shapes: Mapping[str, tuple[int, ...]]
+    kept: str | None = None
 
     @cached_property
     def counts(self) -> tuple[SignedCount, ...]:
@@ -45,7 +55,7 @@ class CountsShown:
         found: list[SignedCount] = []
         length = 2 * sum(int(np.prod(shape, dtype=np.int64)) for shape in self.shapes.values())
         while shown_bytes(shown, entries_name(len(found))):
-            question = entries_question(self.call.digest, shown, len(found))
+            question = entries_question(asked_of_all(self.call, self.kept), shown, len(found))
             found.append(shown_count(shown, entries_name(len(found)), question, length, self.roster, self.study))
         return tuple(found)
 

@@ -48,7 +48,7 @@ class SiteUnits:
     def __init__(self, sites: Mapping[str, Access], study: Study) -> None:
         self.sites = sites
         self.study = study
-        self._counted: dict[tuple[str, str], NDArray[np.int64]] = {}
+        self._counted: dict[tuple[str, str], tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
         self._passing: dict[tuple[str, str], bool] = {}
 
     def answers(
@@ -63,13 +63,14 @@ class SiteUnits:
         access = self.sites[site]
         key = (site, access.table.version)
         if key not in self._counted:
-            self._counted[key] = layout.count(access.table.on("all"), self._atoms(access))
+            whole, atoms = access.table.on("all"), self._atoms(access)
+            self._counted[key] = layout.count(whole, atoms), layout.varied(whole, atoms)
             self._passing[key] = passes_alone(access, self.study)
         passing = self._passing[key]
         showing = passing and lists_figures(access, approval)
         secret = noise_secret(access, call, "units")
         lot = lot_at(self.study.privacy.minimum_cell, call.roster, site)
-        return layout.words(self._counted[key], lot=lot, passing=passing, showing=showing, secret=secret)
+        return layout.words(*self._counted[key], lot=lot, passing=passing, showing=showing, secret=secret)
 
     def _atoms(self, access: Access) -> NDArray[np.int64]:
         table = access.table

@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 from medfed.canonical import digest
 from medfed.data.table import View
 from medfed.federation.gate import FEW_PATIENTS, SMALL_CELL
+from medfed.federation.number_levels import ENOUGH, patients_who_vary
+from medfed.federation.openings import distinct
+from medfed.federation.remembered import patient_of_row, patients_by_level
 from medfed.federation.site import Site
 from medfed.federation.step import Count, Out, step
 from medfed.privacy.roster import quorum
@@ -59,6 +62,15 @@ class Factor:
         if self.kind == "binary":
             level[known & (values == 1)] = 2
         return level
+
+    def has_few_values(self, varied: int, present: NDArray[np.bool_], minimum: int) -> bool:
+        """Whether sums of a number's values are counts: of two values, or of all but a few patients', whatever the values are.
+
+        varied: at least so many patients have neither of their site's two commonest values. Of 0 and 1 alone the levels say it.
+        """
+        if self.kind == "code" or not present[: self.levels - 1].any():
+            return False
+        return varied < minimum and not (self.kind == "binary" and not present[0])
 
     def groups(self, at_least: IntArray, present: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Which levels are judged together, (groups, levels) of 0 and 1, and which groups may not be empty.
@@ -170,10 +182,15 @@ class Layout:
         tables = [*((place,) for place in range(len(self.factors))), *self.pairs, *self.interactions]
         return 1 + sum(prod(self.shape(places)) for places in tables)
 
+    @cached_property
+    def numbers(self) -> tuple[Factor, ...]:
+        return tuple(factor for factor in self.factors if factor.kind != "code")
+
     @property
     def length(self) -> int:
-        """Words: lots and presence of every cell, and how many sites pass for themselves and may show figures."""
-        return 2 * self.atoms * self.cells + 2
+        """Words: lots and presence of every cell, lots of patients who make a number vary, and how many sites pass for
+        themselves and may show figures."""
+        return self.atoms * (2 * self.cells + len(self.numbers)) + 2
 
     def question(self, roster: str) -> str:
         """Names what is counted, so that one signed count can't stand for another."""
@@ -204,24 +221,29 @@ class Layout:
     def count(self, whole: View, atom_of_row: IntArray) -> IntArray:
         """Patients and cells of every atom at one site: (atoms, cells). atom_of_row: (n,). Reads the table in pieces."""
         counts = np.zeros((self.atoms, self.cells), dtype=np.int64)
+        a_row_a_patient = whole.patients == whole.rows
         for atom in range(self.atoms):
-            order = np.sort(whole.row_pseudonyms[atom_of_row == atom])
-            counts[atom, 0] = np.count_nonzero(order[1:] != order[:-1]) + (len(order) > 0)
+            of_atom = whole.row_pseudonyms[atom_of_row == atom]
+            counts[atom, 0] = len(of_atom) if a_row_a_patient else len(distinct(of_atom))
         start = 0
-        for piece in whole.batches([factor.name for factor in self.factors]):
+        names = [factor.name for factor in self.factors]
+        # A patient of many rows is one in each cell, and has to be looked at as a whole.
+        for piece in whole.batches(names) if a_row_a_patient else whole.batches(names, whole.rows):
             values = [np.asarray(column, np.float64) for column in piece]
             codes = [factor.codes(column) for factor, column in zip(self.factors, values, strict=True)]
             stop = start + len(values[0])
             for atom in range(self.atoms):
                 inside = atom_of_row[start:stop] == atom
                 own = codes if inside.all() else [code[inside] for code in codes]
-                counts[atom, 1:] += self._tables(own)
+                who = None if a_row_a_patient else patient_of_row(whole.row_pseudonyms[start:stop][inside])
+                counts[atom, 1:] += self._tables(own, who)
             start = stop
         return counts
 
-    def _tables(self, codes: Sequence[IntArray]) -> IntArray:
-        """Counts of levels, pairs and interactions over some rows, one after the other. codes: (n,) of each factor."""
-        tables = [np.bincount(own, minlength=f.levels) for own, f in zip(codes, self.factors, strict=True)]
+    def _tables(self, codes: Sequence[IntArray], who: IntArray | None) -> IntArray:
+        """Patients by level, pair and interaction over some rows, one after the other. codes: (n,) of each factor; who: see
+        ``patients_by_level``."""
+        tables = [patients_by_level(own, f.levels, who) for own, f in zip(codes, self.factors, strict=True)]
         # Where everybody has one level of a factor, its pairs are the other's levels: so it is with most measurements.
         only = [int(np.argmax(levels)) if np.count_nonzero(levels) == 1 else None for levels in tables]
         cells = list(tables)
@@ -232,39 +254,67 @@ class Layout:
             elif (level := only[other]) is not None:
                 table[:, level] = tables[one]
             else:
-                table += np.bincount(codes[one] * table.shape[1] + codes[other], minlength=table.size).reshape(
-                    table.shape
-                )
+                joint = codes[one] * table.shape[1] + codes[other]
+                table += patients_by_level(joint, table.size, who).reshape(table.shape)
             cells.append(table.ravel())
         for places in self.interactions:
             shape = self.shape(places)
             joint = np.ravel_multi_index([codes[place] for place in places], shape)
-            cells.append(np.bincount(joint, minlength=prod(shape)))
+            cells.append(patients_by_level(joint, prod(shape), who))
         return np.concatenate(cells)
 
-    def words(self, counts: IntArray, *, lot: int, passing: bool, showing: bool, secret: bytes) -> IntArray:
+    def varied(self, whole: View, atom_of_row: IntArray) -> IntArray:
+        """Of every atom and number, at least so many patients with neither of the two commonest values: (atoms, numbers).
+
+        The first rows are looked at before all: those with neither of the two that are commonest there are no more than
+        with any two.
+        """
+        found = np.zeros((self.atoms, len(self.numbers)), dtype=np.int64)
+        names = [factor.name for factor in self.numbers]
+        for piece in whole.batches(names):
+            rows = len(piece[0])
+            for at, column in enumerate(piece):
+                found[:, at] = self._varied(
+                    np.asarray(column, np.float64), whole.row_pseudonyms[:rows], atom_of_row[:rows]
+                )
+            if rows == whole.rows:
+                return found
+            break
+        for at in np.flatnonzero((found < ENOUGH).any(0)).tolist() if names else ():
+            column = np.concatenate([np.asarray(piece[0], np.float64) for piece in whole.batches([names[at]])])
+            found[:, at] = self._varied(column, whole.row_pseudonyms, atom_of_row)
+        return found
+
+    def _varied(self, values: NDArray[np.float64], patients: NDArray[np.uint64], atom_of_row: IntArray) -> list[int]:
+        known = np.isfinite(values)
+        inside = [np.flatnonzero((atom_of_row == atom) & known) for atom in range(self.atoms)]
+        return [patients_who_vary(values[rows], patients[rows]) for rows in inside]
+
+    def words(
+        self, counts: IntArray, varied: IntArray, *, lot: int, passing: bool, showing: bool, secret: bytes
+    ) -> IntArray:
         """What one site adds to the total: (length,). lot: this site's. secret: known to it only, another for every count."""
-        stream = hashlib.shake_256(secret).digest(8 * counts.size)
-        noise = np.frombuffer(stream, np.int64).reshape(counts.shape) | 1
-        present = np.where(counts > 0, noise, 0)
-        return np.concatenate([(counts // lot * lot).ravel(), present.ravel(), np.array([passing, showing], np.int64)])
+        lots = (counts // lot * lot).ravel(), _presence(counts, secret).ravel(), (varied // lot * lot).ravel()
+        return np.concatenate([*lots, np.array([passing, showing], np.int64)])
 
     def read(self, totals: IntArray) -> "Units":
         """What a count says. totals: (length,)."""
         size = self.atoms * self.cells
         shape = (self.atoms, self.cells)
         lots, present = totals[:size].reshape(shape), totals[size : 2 * size].reshape(shape)
-        return Units(self, lots, present != 0, int(totals[-2]), int(totals[-1]))
+        varied = totals[2 * size : -2].reshape(self.atoms, len(self.numbers))
+        return Units(self, lots, present != 0, varied, int(totals[-2]), int(totals[-1]))
 
 
 @dataclass(frozen=True, eq=False)
 class Units:
-    """A count of units. at_least, present: (atoms, cells). passing, showing: sites whose own counts reach the minimum, and of
+    """A count of units. at_least, present: (atoms, cells); varied: (atoms, numbers), see ``Factor.has_few_values``. passing, showing: sites whose own counts reach the minimum, and of
     these the ones whose policy also lists the study's figures of one site."""
 
     layout: Layout
     at_least: IntArray
     present: NDArray[np.bool_]
+    varied: IntArray
     passing: int
     showing: int
 
@@ -295,8 +345,11 @@ class Units:
     def _small_cell(self, atom: int, minimum: int) -> tuple[str, ...]:
         factors, start = self.layout.factors, 1
         groups, filled = [], []
+        varied = dict(zip(self.layout.numbers, self.varied[atom].tolist(), strict=True))
         for factor in factors:
             cells = slice(start, start + factor.levels)
+            if factor.has_few_values(varied.get(factor, 0), self.present[atom, cells], minimum):
+                return (factor.name,)
             start += factor.levels
             judged, needed = factor.groups(self.at_least[atom, cells], self.present[atom, cells])
             if is_small(judged @ self.at_least[atom, cells], judged @ self.present[atom, cells], needed, minimum):
@@ -330,8 +383,13 @@ def is_small(at_least: IntArray, present: NDArray[Any], needed: NDArray[np.bool_
     return bool(((at_least < minimum) & ((present > 0) | needed)).any())
 
 
+def _presence(counts: IntArray, secret: bytes) -> IntArray:
+    """Zero where there is nobody, else a random number of all but zero. Odd ones only would tell how many sites have somebody."""
+    noise = np.frombuffer(hashlib.shake_256(secret).digest(8 * counts.size), np.int64).reshape(counts.shape)
+    return np.where(counts > 0, np.where(noise == 0, 1, noise), 0)
+
+
 def entry_words(counts: Sequence[IntArray], lot: int, secret: bytes) -> IntArray:
     """What one site adds before a sum with released counts is opened: counts in whole lots, then presence, of every entry."""
     flat = np.concatenate([each.ravel() for each in counts])
-    noise = np.frombuffer(hashlib.shake_256(secret).digest(8 * len(flat)), np.int64) | 1
-    return np.concatenate([flat // lot * lot, np.where(flat > 0, noise, 0)])
+    return np.concatenate([flat // lot * lot, _presence(flat, secret)])

@@ -96,24 +96,61 @@ def _null_space_columns(matrix: list[list[int]], width: int) -> list[list[int]]:
 def newly_exposed(new: Total, earlier: Iterable[Total], *, visible: Collection[str] = ()) -> tuple[str, ...]:
     """Like ``given_away``, for totals over different groups of patients.
 
-    Some weighted sum of the totals then holds nobody else's patients, of any group.
+    Some weighted sum of the totals then holds nobody else's patients, of any group, and tells of the hidden ones what no
+    sum of the earlier totals tells: that a site's women were given away is no leave to give away its men.
     """
-    before = list(dict.fromkeys(earlier))
-    known = set(exposed_by_groups(before))
-    for group in exposed_by_groups([*before, new]):
-        if group not in known and not set(group) <= set(visible):
-            return group
-    return ()
+    before = [total for total in dict.fromkeys(earlier) if total.sites and total.groups]
+    if new in before or not (new.sites and new.groups):
+        return ()
+    rows = [*before, new]
+    groups = sorted(frozenset().union(*(row.groups for row in rows)))
+    blocks = _blocks(rows)
+    lines = {pattern: _weights(pattern, rows, groups) for pattern in blocks}
+    everything = _span(lines.values())
+
+    def gained(*hidden: tuple[bool, ...]) -> int:
+        """By how many dimensions the sums that hold these sites' terms alone become more."""
+        others = [own for pattern, own in lines.items() if pattern not in hidden]
+        after = everything - _span(others)
+        if not after:
+            return 0
+        return after - (_span(_without_last(lines.values())) - _span(_without_last(others)))
+
+    gain = {pattern: gained(pattern) for pattern, sites in blocks.items() if len(sites) <= 2}
+    found = [tuple(blocks[pattern]) for pattern, more in gain.items() if more]
+    single = [pattern for pattern in gain if len(blocks[pattern]) == 1]
+    for one, other in combinations(single, 2):
+        # More than each of them gives away by itself.
+        if gained(one, other) > gain[one] + gain[other]:
+            found.append(tuple(sorted(blocks[one] + blocks[other])))
+    return next((group for group in sorted(found) if not set(group) <= set(visible)), ())
+
+
+def _blocks(rows: Sequence[Total]) -> dict[tuple[bool, ...], list[str]]:
+    """Sites that were always counted together; they have one weight in each group."""
+    blocks: dict[tuple[bool, ...], list[str]] = {}
+    for site in sorted(frozenset().union(*(row.sites for row in rows))):
+        blocks.setdefault(tuple(site in row.sites for row in rows), []).append(site)
+    return blocks
+
+
+def _without_last(lines: Iterable[list[list[int]]]) -> list[list[list[int]]]:
+    return [[line[:-1] for line in own] for own in lines]
+
+
+def _span(lines: Iterable[list[list[int]]]) -> int:
+    """The rank of some sites' lines."""
+    matrix = [list(line) for line in dict.fromkeys(tuple(line) for own in lines for line in own)]
+    if not matrix or not matrix[0]:
+        return 0
+    return len(matrix[0]) - len(_null_space_columns(matrix, len(matrix[0]))[0])
 
 
 def exposed_by_groups(totals: Iterable[Total]) -> tuple[tuple[str, ...], ...]:
     """All groups of one or two sites for which some weighted sum of the totals holds terms of theirs and nobody else's."""
     rows = [total for total in dict.fromkeys(totals) if total.sites and total.groups]
     groups = sorted(frozenset().union(*(row.groups for row in rows)))
-    # Sites that were always counted together have one weight in each group.
-    blocks: dict[tuple[bool, ...], list[str]] = {}
-    for site in sorted(frozenset().union(*(row.sites for row in rows))):
-        blocks.setdefault(tuple(site in row.sites for row in rows), []).append(site)
+    blocks = _blocks(rows)
     small = [pattern for pattern, sites in blocks.items() if len(sites) <= 2]
     single = [pattern for pattern in small if len(blocks[pattern]) == 1]
     found = []

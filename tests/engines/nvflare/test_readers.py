@@ -165,7 +165,7 @@ def test_a_message_of_a_secure_sum_is_read_as_it_was_written_and_nothing_else_is
         content = call_content(call) | {"kept": own.kept, "settled": None}
         assert set(content) == set(CALL_FIELDS)
         read, mine = read_call(content, call_blob(call, own))
-        assert (read.opening, read.digest, mine) == (opening, call.digest, own)
+        assert (read.opening, read.inputs_digest, read.digest, mine) == (opening, "b" * 64, call.digest, own)
     asked = content["opening"]
     for odd in ODD:
         for changed in (odd, asked | {"attempt": odd}, asked | {"purpose": odd}, asked | {"inputs": odd}):
