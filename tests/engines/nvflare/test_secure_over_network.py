@@ -131,9 +131,9 @@ def test_shares_of_noise_add_up_to_what_was_sealed_whatever_is_killed(net: Loopb
     left = ["seal", "keys", "KeyList", "Delivery", "Survivors", "SignedSurvivors"]
 
     def fault(call: Call, site: str, stage: str) -> None:
-        if site == "beta" and left and stage == left[0] and call.round > 6 - len(left):
+        if site == "beta" and left and stage == left[0] and call.round > 7 - len(left):
             left.pop(0)
-            assert net.signal("step", "beta", signal.SIGKILL) == 1
+            assert net.signal("step", "beta", signal.SIGKILL) >= 1, "one a study"
 
     with closing(Networked(net.folder, NOISY)) as engine:
         proxy = Proxy(engine, fault)
