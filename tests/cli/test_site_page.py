@@ -8,7 +8,7 @@ import pytest
 from consortium_folder import medfed
 
 from medfed.engines import site_folders
-from medfed.federation import approval, budget, door, execution, gate
+from medfed.federation import admission, approval, budget, door, execution, gate, openings
 from medfed.federation.policy import POLICY_TEMPLATE, Policy, load_policy
 
 PAGE = (Path(__file__).parents[2] / "docs" / "for-sites.md").read_text(encoding="utf-8")
@@ -57,7 +57,7 @@ def test_the_policy_on_the_page_loads_and_every_key_is_explained(tmp_path: Path)
 def test_the_reasons_on_the_page_are_those_that_are_given() -> None:
     said = "\n".join(
         Path(str(module.__file__)).read_text("utf-8")
-        for module in (site_folders, door, gate, execution, approval, budget)
+        for module in (site_folders, admission, door, gate, openings, execution, approval, budget)
     )
     reasons = re.findall(r"^\| `(.*)` \| .* \|$", section("Why a site does not take part"), re.MULTILINE)
     assert len(reasons) >= 10

@@ -380,6 +380,7 @@ def test_with_two_sites_no_alarm_is_not_sold_as_all_clear():
     for site in result["sites"]:
         site["counted"] = True
     assert "No alarm: event rates" in Reader(render_report(result)).text
+    assert "Nobody looked" in Reader(render_report(result | {"sites_compared": 0})).text
 
 
 def test_federated_beside_pooled_figures_gives_their_largest_difference():

@@ -139,7 +139,9 @@ class Losing:
 
     def __init__(self, engine: Embedded, lost: Sequence[str], after: int = 0) -> None:
         self.engine, self.lost, self.after, self.calls = engine, frozenset(lost), after, 0
-        self.sites, self.protections, self.doors = engine.sites, engine.protections, engine.doors
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
 
     def exchange(
         self, call: Call, own: Mapping[str, Own], deadline: float | None = None

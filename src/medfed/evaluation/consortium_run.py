@@ -41,9 +41,14 @@ class ConsortiumRun:
     result: Mapping[str, Any]
 
 
+def is_network(consortium: Path) -> bool:
+    """Whether `medfed consortium init` made a network in this folder."""
+    return (consortium / "coordinator" / "network" / "roster.json").exists()
+
+
 def open_engine(consortium: Path, study: Study, *, durability: Durability = "call") -> ConsortiumEngine:
     """The engine of a consortium's folder: its network, where `medfed consortium init` made one; else its site folders."""
-    if (consortium / "coordinator" / "network" / "roster.json").exists():
+    if is_network(consortium):
         from medfed.engines.nvflare.engine import Networked
 
         return Networked(consortium, study)
@@ -163,7 +168,7 @@ def _report(
         rounds = list(range(1, len(curve) + 1))
         report["training"] = [{"name": "main", "measure": "log-loss", "rounds": rounds, "values": curve}]
     if (kind := kind_of(study)) is not None:
-        report["statistics"] = statistics_figures(kind, result["fitted"])
+        report["statistics"] = statistics_figures(kind, result["fitted"], study)
     elif study.task.kind == "treatment_effect":
         report["effect"] = effect_figures(study, result["fitted"])
         seen = result["fitted"].get("by_site") or {}
@@ -179,7 +184,7 @@ def _report(
         minimum = {site: facts[site].minimum_cell or study.privacy.minimum_cell for site in tables}
         report["prediction"] = prediction_figures(study, result, tables=tables, minimum=minimum)
         report["prediction"]["coefficients"] = coefficient_table(study, result["fitted"])
-        report["alarms"] = site_alarms(study, result["evaluation"]["judged"])
+        report["alarms"], report["sites_compared"] = site_alarms(study, result["evaluation"]["judged"])
     return report
 
 

@@ -204,8 +204,8 @@ def _roc(site: str, curve: Any) -> Figures:
     }
 
 
-def site_alarms(study: Study, judged: Mapping[str, Any]) -> list[Figures]:
-    """Sites set apart by prevalence, by the sign of a coefficient, or by an AUC under one half."""
+def site_alarms(study: Study, judged: Mapping[str, Any]) -> tuple[list[Figures], int]:
+    """Sites set apart by prevalence, by the sign of a coefficient, or by an AUC under one half; how many were compared."""
     by_site: dict[str, Any] = {}
     for name, found in judged.items():
         if name == "main" or name.startswith("main "):
@@ -230,10 +230,11 @@ def site_alarms(study: Study, judged: Mapping[str, Any]) -> list[Figures]:
                 int(figures["auc_groups"]),
             )  # fmt: skip
         seen.append(SiteFigures(site, rows, events, named, auc))
-    return [
+    found = [
         {"kind": alarm.kind, "site": alarm.site, "sentence": alarm.sentence, "parameters": dict(alarm.parameters)}
         for alarm in alarms(seen)
     ]
+    return found, len(seen)
 
 
 def _joining(site: str, difference: Any) -> Figures:

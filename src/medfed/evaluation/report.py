@@ -230,7 +230,13 @@ def _training(labels: Labels) -> Section:
 def _alarms(labels: Labels) -> Section:
     _, data = labels.translate, labels.data
     title = _("Does one site stand apart?")
-    if not data.alarms and sum(site.counted for site in data.sites) < FEWEST_SITES:
+    compared = sum(site.counted for site in data.sites) if data.sites_compared is None else data.sites_compared
+    if not data.alarms and compared == 0:
+        sentence = _(
+            "Nobody looked: no site's own figures are seen beside the total, so none can be compared with the others."
+        )
+        return Section("alarms", title, [Text(sentence)])
+    if not data.alarms and compared < FEWEST_SITES:
         sentence = _(
             "With fewer than {sites} sites nobody can tell which of them stands apart: event rates and signs of "
             "coefficients were not compared. Ranking worse than chance was looked for, and not found."

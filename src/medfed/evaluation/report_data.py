@@ -293,16 +293,30 @@ class StatisticsTable(Part):
     rows: list[list[str]]
 
 
+class StatisticsDrawn(Part):
+    """A chart with the table of its numbers."""
+
+    svg: str
+    title: str
+    caption: str
+    columns: list[str]
+    rows: list[list[str]]
+
+
 class StatisticsShown(Part):
     """Results of a statistics method, by language. patients: how many they rest on."""
 
     kind: str
     patients: float
     tables: dict[str, list[StatisticsTable]]
+    figures: dict[str, list[StatisticsDrawn]] = Field(default_factory=dict)
 
 
 class ReportData(Part):
-    """A finished run. kind says which of ``effect``, ``prediction`` and ``statistics`` answers the question."""
+    """A finished run. kind says which of ``effect``, ``prediction`` and ``statistics`` answers the question.
+
+    sites_compared: how many sites' own figures the alarms looked at; None where all counted ones were.
+    """
 
     study: StudyShown
     kind: Literal["treatment_effect", "risk_prediction", "survival", "association"]
@@ -323,6 +337,7 @@ class ReportData(Part):
     statistics: StatisticsShown | None = None
     training: list[TrainingCurve] = Field(default_factory=list)
     alarms: list[AlarmShown] | None = None
+    sites_compared: int | None = None
     releases: list[ReleaseShown] = Field(default_factory=list)
     approvals: list[ApprovalShown] = Field(default_factory=list)
     ledgers: list[LedgerShown] = Field(default_factory=list)

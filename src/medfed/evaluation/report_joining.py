@@ -58,7 +58,13 @@ def joining_blocks(methods: Sequence[MethodShown], labels: Labels) -> list[Block
             blocks += [Text(sentence), _figure(method, labels)]
     if len(blocks) == 1:
         sentence = _("The comparison with each site's own model is {why}.")
-        blocks.append(Text(sentence.format(why=labels.why(NOT_REPORTED))))
+        # Why each site's own figures are not there is said above, by site.
+        held = any(method.not_shown for method in methods)
+        blocks.append(
+            Text(
+                sentence.format(why=_("not shown, as no site's own figures are") if held else labels.why(NOT_REPORTED))
+            )
+        )
     return blocks
 
 

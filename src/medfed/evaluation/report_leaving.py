@@ -23,6 +23,12 @@ def leaving_section(labels: Labels) -> Section:
             )
         )
     ]
+    if data.protection == "secure":
+        masked = _(
+            "Sums and counts left under masks that only the total over all counted sites takes off: of one site alone they are "
+            "random numbers."
+        )
+        blocks.append(Text(masked))
     for site in data.sites:
         blocks.append(Heading(labels.text(site.title)))
         blocks += _site(site.name, labels)

@@ -1,7 +1,8 @@
-"""Which methods are statistics, and what shows their results: ``summary()``, ``to_frame()``, ``tables()``."""
+"""Which methods are statistics, and what shows their results: ``summary()``, ``to_frame()``, ``tables()``, ``plot(path)``."""
 
 import importlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import pandas as pd
@@ -11,13 +12,24 @@ from medfed.study import Study
 
 # kind -> method, and the class that shows its result
 KINDS: Mapping[str, tuple[str, str]] = {
-    "glm": ("medfed.methods.glm.Glm", "medfed.methods.glm_result.GlmFit"),
-    "table1": ("medfed.methods.table_one.TableOne", "medfed.methods.table_one.Table1"),
-    "describe": ("medfed.methods.describe.Describe", "medfed.methods.describe.Description"),
-    "compare": ("medfed.methods.compare.Compare", "medfed.methods.compare.Comparison"),
-    "meta": ("medfed.methods.meta_analysis.MetaAnalysis", "medfed.methods.meta_analysis.MetaResult"),
-    "effect": ("medfed.methods.causal.Causal", "medfed.methods.causal_result.CausalEffect"),
+    "glm": ("medfed.methods.glm.Glm", "medfed.evaluation.statistics_shown.Model"),
+    "table1": ("medfed.methods.table_one.TableOne", "medfed.evaluation.statistics_shown.Baseline"),
+    "describe": ("medfed.methods.describe.Describe", "medfed.evaluation.statistics_shown.Described"),
+    "compare": ("medfed.methods.compare.Compare", "medfed.evaluation.statistics_shown.Compared"),
+    "meta": ("medfed.methods.meta_analysis.MetaAnalysis", "medfed.evaluation.statistics_shown.Pooled"),
+    "effect": ("medfed.methods.causal.Causal", "medfed.evaluation.statistics_shown.Effect"),
+    "cox": ("medfed.methods.cox.Cox", "medfed.evaluation.survival_shown.HazardRatios"),
+    "cox_one_hazard": (
+        "medfed.methods.unstratified_cox.UnstratifiedCox",
+        "medfed.evaluation.survival_shown.HazardRatios",
+    ),
+    "hazards": (
+        "medfed.methods.discrete_hazards.DiscreteHazards",
+        "medfed.evaluation.survival_shown.HazardRatios",
+    ),
+    "km": ("medfed.methods.kaplan_meier.KaplanMeier", "medfed.evaluation.survival_shown.Curves"),
 }
+SURVIVAL = ("cox", "cox_one_hazard", "hazards", "km")
 
 
 class Result(Protocol):
@@ -28,6 +40,7 @@ class Result(Protocol):
     def to_frame(self) -> pd.DataFrame: ...
     def summary(self, lang: str = "en") -> str: ...
     def tables(self, lang: str = "en") -> list[Shown]: ...
+    def plot(self, path: Path | str, lang: str = "en") -> Path: ...
 
 
 def kind_of(study: Study) -> str | None:
@@ -35,8 +48,9 @@ def kind_of(study: Study) -> str | None:
     return next((kind for kind, (method, _) in KINDS.items() if study.method.use == f"medfed:{method}"), None)
 
 
-def shown(kind: str, values: Mapping[str, Any]) -> Result:
-    """The result of a run, to be read."""
+def shown(kind: str, values: Mapping[str, Any], study: Study) -> Result:
+    """The result of a run of a study, to be read."""
     module, _, name = KINDS[kind][1].rpartition(".")
-    found: Result = getattr(importlib.import_module(module), name)(values)
+    made = getattr(importlib.import_module(module), name)
+    found: Result = made(study, values) if kind in SURVIVAL else made(values)
     return found

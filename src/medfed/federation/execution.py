@@ -1,7 +1,7 @@
 """Runs a step at sites: one by one, or all at once where the step has a twin. Nothing here decides what may leave."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -124,11 +124,7 @@ class Execution:
             releases.append(arrays)
         release = {name: np.stack([arrays[name] for arrays in releases]) for name in step.releases} if good else {}
         keep = [out.keep for out in outs] if writes else None
-        stated = [out.effective_patients for out in outs]
-        effective = None
-        if any(value is not None for value in stated):
-            effective = np.array([np.inf if value is None else float(value) for value in stated])
-        return good, release, keep, [out.local for out in outs], effective, failed
+        return good, release, keep, [out.local for out in outs], _effective(outs), failed
 
     def _declared_parts(self, site: str, step: Step) -> Callable[[str], View]:
         def part(name: str) -> View:
@@ -180,3 +176,17 @@ class Execution:
         wanted = {name: shape_of(shape, {**sizes, "rows": rows}) for name, shape in step.keeps.shapes.items()}
         if keep is None or {name: np.shape(value) for name, value in keep.items()} != wanted:
             raise gate.NotAsDeclared("the step keeps something else than it declares")
+
+
+def _effective(outs: Sequence[Out]) -> NDArray[np.float64] | None:
+    """What steps state of effective patients, (S, groups, 2): effective, and of how many (infinity: the whole site)."""
+    if all(out.effective_patients is None for out in outs):
+        return None
+    stated = []
+    for out in outs:
+        effective = np.atleast_1d(
+            np.asarray(np.inf if out.effective_patients is None else out.effective_patients, float)
+        )
+        of = np.full(effective.shape, np.inf) if out.effective_of is None else np.asarray(out.effective_of, float)
+        stated.append(np.stack([effective, of.reshape(effective.shape)], -1))
+    return np.stack(stated)

@@ -179,18 +179,23 @@ def judge_rows(
     policy: Policy,
     protection: Protection,
     earlier: Sequence[NDArray[np.uint64]],
-    atoms: Sequence[NDArray[np.uint64]] = (),
+    counted: Sequence[Sequence[NDArray[np.uint64]]] = (),
 ) -> str | None:
     """May sums over this part of the table be seen at all? None, or the reason why not.
 
     whole: all rows of the table; view: the part that is asked for. earlier: row sets (sorted pseudonyms) that this
     site has answered about before. A set that differs from one of them by a group that may not be seen is refused.
-    atoms: the row sets of which every part of this table is made; what lies between parts is judged on totals where sums
-    are secure.
+    counted: for this study, and for each that was counted before, the row sets of which every part of its table is made.
+    Where sums are secure, all of them hold on totals or nothing of that study was opened: what lies between two sets that
+    are made of them may be seen.
     """
     minimum = minimum_cell(policy, study)
     if protection == "secure":
-        apart = [other for other in (*earlier, *_unions(view.pseudonyms, earlier)) if not _is_made_of(other, atoms)]
+        others = (*earlier, *_unions(view.pseudonyms, earlier))
+        if not others:
+            return None
+        known = [atoms for atoms in counted if _is_made_of(view.pseudonyms, atoms)]
+        apart = [other for other in others if not any(_is_made_of(other, atoms) for atoms in known)]
         return SMALL_DIFFERENCE if any(_differs_by_few(view.pseudonyms, other, minimum) for other in apart) else None
     if view.patients < max(policy.minimum_patients, minimum):
         return FEW_PATIENTS
@@ -289,6 +294,7 @@ def check_release(
     Where sums are secure, small counts and values for each patient are judged on totals, before anything is opened.
     noisy: of a charged call. What protects is the noise, so the rules for exact sums are not asked, and their answers,
     which depend on the data, are not told; bounded releases come as integers of the ring and stay as they are.
+    effective: (S, groups, 2), effective patients and of how many; or (S,), of all the site's (see ``Out``).
 
     Returns a reason or None a site, the coded arrays (zeros where a site is held back), and values a release.
     """
@@ -335,11 +341,17 @@ def check_release(
         if amount and plain and not noisy:
             hold(amount > allowed * patients, TOO_MANY_VALUES)
     if effective is not None and not noisy:
-        needed = np.array([max(policy.minimum_patients, 1) for policy in policies], dtype=np.float64)
+        stated = np.asarray(effective, dtype=np.float64)
+        if stated.ndim == 1:  # a twin's: one a site, of all its patients
+            stated = np.stack([stated, np.full(count, np.inf)], -1)[:, None]
+        needed = np.array([max(policy.minimum_patients, 1) for policy in policies], dtype=np.float64)[:, None]
+        least = np.ones((count, 1))
         if not plain:
             # A small site hides among the others, but no patient of it may stand out from its own.
-            needed = np.minimum(needed, patients / 2)
-        hold(~(np.asarray(effective) >= np.where(minimum > 1, needed, 1) - 1e-9), CONCENTRATED)
+            of = np.minimum(stated[..., 1], patients[:, None])
+            needed, least = np.minimum(needed, of / 2), np.minimum(least, of)
+        enough = stated[..., 0] >= np.where(minimum[:, None] > 1, needed, least) - 1e-9
+        hold(np.asarray(~enough.all(1)), CONCENTRATED)
     bad = np.array([reason is not None for reason in reasons])
     for name, declared in step.releases.items():
         values = coded[name]

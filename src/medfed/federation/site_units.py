@@ -13,7 +13,7 @@ from medfed.federation.approval import Approval
 from medfed.federation.call import Call
 from medfed.federation.packages import find_step
 from medfed.federation.step import Reply
-from medfed.federation.units import Layout
+from medfed.federation.units import Layout, lot_at
 from medfed.study import Study
 
 
@@ -68,7 +68,8 @@ class SiteUnits:
         passing = self._passing[key]
         showing = passing and lists_figures(access, approval)
         secret = noise_secret(access, call, "units")
-        return layout.words(self._counted[key], passing=passing, showing=showing, secret=secret)
+        lot = lot_at(self.study.privacy.minimum_cell, call.roster, site)
+        return layout.words(self._counted[key], lot=lot, passing=passing, showing=showing, secret=secret)
 
     def _atoms(self, access: Access) -> NDArray[np.int64]:
         table = access.table

@@ -78,10 +78,14 @@ class Count:
 
     ``zero_is_small`` says whether an empty cell is held back like a small one. A step that merges neighbouring
     cells to the site's minimum (``site.minimum_cell``) says False: its empty cells are the merged ones.
+    merges: under secure sums neighbours along the first axis are merged by rule on signed totals (``merging``), all columns
+    of such releases with the same borders ("together"), or each column along the second axis with its own ("apart"). A
+    merged cell's count stands at its last place.
     """
 
     shape: str = ""
     zero_is_small: bool = True
+    merges: Literal["", "together", "apart"] = ""
 
     def limbs(self, *, rows_at_most: int, sites_at_most: int) -> int:
         """Width of the ring, from public numbers only."""
@@ -124,12 +128,15 @@ class Out:
     release: arrays that are to leave. keep: arrays for the step's slot. local: arrays for the site's own people,
     never sent. effective_patients: how many patients the released sums rest on, (sum w)^2 / sum w^2 of the weights
     (Kish 1965); the gate holds back a release that rests on fewer than the site's minimum. A twin gives one a site.
+    effective_of: of how many patients they are, all of the site's where it is None: under secure sums the weights may let
+    no patient stand out of these. Both may list several groups; 0 patients: a count that is judged on totals as well.
     """
 
     release: Mapping[str, Any]
     keep: Mapping[str, Any] | None = None
     local: Mapping[str, Any] | None = None
     effective_patients: Any = None
+    effective_of: Any = None
 
 
 @dataclass(eq=False)

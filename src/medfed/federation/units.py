@@ -9,9 +9,9 @@ random unless it is. Layout and lot follow from the study and the roster alone.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import combinations
-from math import ceil
+from math import ceil, prod
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +22,7 @@ from medfed.data.table import View
 from medfed.federation.gate import FEW_PATIENTS, SMALL_CELL
 from medfed.federation.site import Site
 from medfed.federation.step import Count, Out, step
+from medfed.privacy.roster import quorum
 from medfed.study import Study
 
 IntArray = NDArray[np.int64]
@@ -93,9 +94,43 @@ def factors_of(study: Study) -> tuple[Factor, ...]:
     return tuple(found)
 
 
-def lot_of(minimum: int, sites: int) -> int:
-    """The lot in which each of so many sites counts: with none at any site there may still be ``minimum`` in all."""
-    return 1 if minimum <= 1 else 1 + ceil(minimum / sites)
+def lots_of(minimum: int, sites: int) -> IntArray:
+    """The lots in which so many sites count, largest first: (sites,).
+
+    With no lot at any site there may still be ``minimum`` in all, also for a third of the sites that put together what
+    they know of each other's: whatever a quorum of them rounds off adds up to the minimum. Only as many sites as this
+    takes count in the larger lot, so that a total is not taken for much less than it is.
+    """
+    if minimum <= 1:
+        return np.ones(sites, dtype=np.int64)
+    lot = 1 + ceil(minimum / sites)
+    needed = quorum(sites)
+    larger = min(max(sites - needed + minimum - needed * (lot - 2), 0), sites)
+    return np.where(np.arange(sites) < larger, lot, lot - 1)
+
+
+def lot_at(minimum: int, names: Sequence[str], site: str) -> int:
+    """The lot in which ``site`` counts among the sites of a roster: in an order that follows from their names alone."""
+    return _lots_by_site(minimum, tuple(sorted(names)))[site]
+
+
+@lru_cache(maxsize=64)
+def _lots_by_site(minimum: int, names: tuple[str, ...]) -> dict[str, int]:
+    roster = digest("medfed lots", *names)
+    order = sorted(names, key=lambda name: digest(roster, name))
+    return dict(zip(order, lots_of(minimum, len(names)).tolist(), strict=True))
+
+
+def interactions_of(study: Study) -> tuple[tuple[str, ...], ...]:
+    """The coded variables that a formula of the study multiplies with each other, two and more at a time."""
+    found: dict[tuple[str, ...], None] = {}
+    for variant in (None, *study.variants):
+        if study.settings_of(variant).get("formula"):
+            for column in study.formula(variant).columns:
+                coded = tuple(sorted({factor.variable for factor, level in column.parts if level is not None}))
+                if len(coded) > 1:
+                    found[coded] = None
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -110,10 +145,6 @@ class Layout:
         return factors_of(self.study)
 
     @cached_property
-    def lot(self) -> int:
-        return lot_of(self.study.privacy.minimum_cell, self.sites)
-
-    @cached_property
     def atoms(self) -> int:
         kind = self.study.parts.kind
         return 1 if kind == "all" else self.study.parts.folds or 3
@@ -123,10 +154,21 @@ class Layout:
         return tuple(combinations(range(len(self.factors)), 2))
 
     @cached_property
+    def interactions(self) -> tuple[tuple[int, ...], ...]:
+        """Factors whose joint cells a formula shows, by outcome where it is coded: the outcome's place comes last."""
+        places = {factor.name: place for place, factor in enumerate(self.factors)}
+        by = (places[self.study.outcome],) if self.study.variables[self.study.outcome].type == "code" else ()
+        return tuple((*(places[name] for name in names), *by) for names in interactions_of(self.study))
+
+    def shape(self, places: Sequence[int]) -> tuple[int, ...]:
+        """Levels of these factors."""
+        return tuple(self.factors[place].levels for place in places)
+
+    @cached_property
     def cells(self) -> int:
-        """Of one atom: patients, levels of each factor, pairs of levels."""
-        levels = [factor.levels for factor in self.factors]
-        return 1 + sum(levels) + sum(levels[one] * levels[other] for one, other in self.pairs)
+        """Of one atom: patients, levels of each factor, pairs of levels, joint levels of interactions."""
+        tables = [*((place,) for place in range(len(self.factors))), *self.pairs, *self.interactions]
+        return 1 + sum(prod(self.shape(places)) for places in tables)
 
     @property
     def length(self) -> int:
@@ -135,7 +177,13 @@ class Layout:
 
     def question(self, roster: str) -> str:
         """Names what is counted, so that one signed count can't stand for another."""
-        return digest("medfed units", self.study.hash, roster, str(self.length), str(self.lot))
+        return digest(
+            "medfed units",
+            self.study.hash,
+            roster,
+            str(self.length),
+            *map(str, lots_of(self.study.privacy.minimum_cell, self.sites)),
+        )
 
     def atoms_in(self, part: str) -> tuple[int, ...]:
         """The atoms that make up a part ("train", "test:2")."""
@@ -154,33 +202,59 @@ class Layout:
         return ("all",) if self.atoms == 1 else ("train", "valid", "test")
 
     def count(self, whole: View, atom_of_row: IntArray) -> IntArray:
-        """Patients and cells of every atom at one site: (atoms, cells). atom_of_row: (n,)."""
-        codes = [factor.codes(np.asarray(whole.arrays(factor.name)[0], np.float64)) for factor in self.factors]
+        """Patients and cells of every atom at one site: (atoms, cells). atom_of_row: (n,). Reads the table in pieces."""
         counts = np.zeros((self.atoms, self.cells), dtype=np.int64)
         for atom in range(self.atoms):
-            rows = np.flatnonzero(atom_of_row == atom)
-            cells = [np.array([len(np.unique(whole.row_pseudonyms[rows]))])]
-            own = [code[rows] for code in codes]
-            cells += [np.bincount(c, minlength=f.levels) for c, f in zip(own, self.factors, strict=True)]
-            for one, other in self.pairs:
-                first, second = self.factors[one].levels, self.factors[other].levels
-                cells.append(np.bincount(own[one] * second + own[other], minlength=first * second))
-            counts[atom] = np.concatenate(cells)
+            order = np.sort(whole.row_pseudonyms[atom_of_row == atom])
+            counts[atom, 0] = np.count_nonzero(order[1:] != order[:-1]) + (len(order) > 0)
+        start = 0
+        for piece in whole.batches([factor.name for factor in self.factors]):
+            values = [np.asarray(column, np.float64) for column in piece]
+            codes = [factor.codes(column) for factor, column in zip(self.factors, values, strict=True)]
+            stop = start + len(values[0])
+            for atom in range(self.atoms):
+                inside = atom_of_row[start:stop] == atom
+                own = codes if inside.all() else [code[inside] for code in codes]
+                counts[atom, 1:] += self._tables(own)
+            start = stop
         return counts
 
-    def words(self, counts: IntArray, *, passing: bool, showing: bool, secret: bytes) -> IntArray:
-        """What one site adds to the total: (length,). secret: known to this site only, another for every count."""
+    def _tables(self, codes: Sequence[IntArray]) -> IntArray:
+        """Counts of levels, pairs and interactions over some rows, one after the other. codes: (n,) of each factor."""
+        tables = [np.bincount(own, minlength=f.levels) for own, f in zip(codes, self.factors, strict=True)]
+        # Where everybody has one level of a factor, its pairs are the other's levels: so it is with most measurements.
+        only = [int(np.argmax(levels)) if np.count_nonzero(levels) == 1 else None for levels in tables]
+        cells = list(tables)
+        for one, other in self.pairs:
+            table = np.zeros(self.shape((one, other)), dtype=np.int64)
+            if (level := only[one]) is not None:
+                table[level] = tables[other]
+            elif (level := only[other]) is not None:
+                table[:, level] = tables[one]
+            else:
+                table += np.bincount(codes[one] * table.shape[1] + codes[other], minlength=table.size).reshape(
+                    table.shape
+                )
+            cells.append(table.ravel())
+        for places in self.interactions:
+            shape = self.shape(places)
+            joint = np.ravel_multi_index([codes[place] for place in places], shape)
+            cells.append(np.bincount(joint, minlength=prod(shape)))
+        return np.concatenate(cells)
+
+    def words(self, counts: IntArray, *, lot: int, passing: bool, showing: bool, secret: bytes) -> IntArray:
+        """What one site adds to the total: (length,). lot: this site's. secret: known to it only, another for every count."""
         stream = hashlib.shake_256(secret).digest(8 * counts.size)
         noise = np.frombuffer(stream, np.int64).reshape(counts.shape) | 1
         present = np.where(counts > 0, noise, 0)
-        return np.concatenate([(counts // self.lot).ravel(), present.ravel(), np.array([passing, showing], np.int64)])
+        return np.concatenate([(counts // lot * lot).ravel(), present.ravel(), np.array([passing, showing], np.int64)])
 
     def read(self, totals: IntArray) -> "Units":
         """What a count says. totals: (length,)."""
         size = self.atoms * self.cells
         shape = (self.atoms, self.cells)
         lots, present = totals[:size].reshape(shape), totals[size : 2 * size].reshape(shape)
-        return Units(self, lots * self.lot, present != 0, int(totals[-2]), int(totals[-1]))
+        return Units(self, lots, present != 0, int(totals[-2]), int(totals[-1]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,24 +275,32 @@ class Units:
     def refuses(self, part: str, minimum: int, least: int) -> str | None:
         """Why totals over a part may not be seen, or None. minimum: of a cell; least: of patients.
 
-        Every atom of the part has to hold by itself: so do then all parts, and what lies between two of them.
+        Every atom has to hold by itself, also those outside the part: so do then all parts, and what lies between two of
+        them. Another study's total over the whole table, less a part that holds, is what is outside it.
         """
-        atoms = [atom for atom in self.layout.atoms_in(part) if self.present[atom, 0]]
-        if not atoms or any(self.at_least[atom, 0] < max(minimum, least) for atom in atoms):
+        if not self.present[list(self.layout.atoms_in(part)), 0].any():
             return FEW_PATIENTS
-        if minimum > 1 and any(self._has_small_cell(atom, minimum) for atom in atoms):
+        atoms = [atom for atom in range(self.layout.atoms) if self.present[atom, 0]]
+        if any(self.at_least[atom, 0] < max(minimum, least) for atom in atoms):
+            return FEW_PATIENTS
+        if minimum > 1 and any(self._small_cell(atom, minimum) for atom in atoms):
             return SMALL_CELL
         return None
 
-    def _has_small_cell(self, atom: int, minimum: int) -> bool:
+    def small_cell(self, minimum: int) -> tuple[str, ...]:
+        """The variables of the first cell under the minimum; none where all cells hold."""
+        atoms = [atom for atom in range(self.layout.atoms) if self.present[atom, 0]] if minimum > 1 else []
+        return next((found for atom in atoms if (found := self._small_cell(atom, minimum))), ())
+
+    def _small_cell(self, atom: int, minimum: int) -> tuple[str, ...]:
         factors, start = self.layout.factors, 1
         groups, filled = [], []
         for factor in factors:
             cells = slice(start, start + factor.levels)
             start += factor.levels
             judged, needed = factor.groups(self.at_least[atom, cells], self.present[atom, cells])
-            if _is_small(judged @ self.at_least[atom, cells], judged @ self.present[atom, cells], needed, minimum):
-                return True
+            if is_small(judged @ self.at_least[atom, cells], judged @ self.present[atom, cells], needed, minimum):
+                return (factor.name,)
             groups.append(judged)
             filled.append(needed)
         for one, other in self.layout.pairs:
@@ -227,23 +309,29 @@ class Units:
             start = cells.stop
             at_least = groups[one] @ self.at_least[atom, cells].reshape(shape) @ groups[other].T
             present = groups[one] @ self.present[atom, cells].reshape(shape) @ groups[other].T
-            if _is_small(at_least, present, filled[one][:, None] & filled[other], minimum):
-                return True
-        return False
+            if is_small(at_least, present, filled[one][:, None] & filled[other], minimum):
+                return (factors[one].name, factors[other].name)
+        for places in self.layout.interactions:
+            levels = self.layout.shape(places)
+            cells = slice(start, start + prod(levels))
+            start = cells.stop
+            counted = self.at_least[atom, cells].reshape(-1, levels[-1])
+            filled_cells = self.present[atom, cells].reshape(-1, levels[-1])
+            # Of those in a cell of the interaction, no patient with the outcome, or none without, tells everybody's.
+            known = np.arange(levels[-1]) < levels[-1] - 1
+            told = filled_cells.any(1, keepdims=True) & known & factors[places[-1]].told
+            if is_small(counted, filled_cells, told, minimum):
+                return tuple(factors[place].name for place in places)
+        return ()
 
 
-def _is_small(at_least: IntArray, present: NDArray[Any], needed: NDArray[np.bool_], minimum: int) -> bool:
+def is_small(at_least: IntArray, present: NDArray[Any], needed: NDArray[np.bool_], minimum: int) -> bool:
+    """Whether a cell is under the minimum that is not empty, or may not be."""
     return bool(((at_least < minimum) & ((present > 0) | needed)).any())
 
 
 def entry_words(counts: Sequence[IntArray], lot: int, secret: bytes) -> IntArray:
-    """What one site adds before a sum with released counts is opened: lots, then presence, of every entry."""
+    """What one site adds before a sum with released counts is opened: counts in whole lots, then presence, of every entry."""
     flat = np.concatenate([each.ravel() for each in counts])
     noise = np.frombuffer(hashlib.shake_256(secret).digest(8 * len(flat)), np.int64) | 1
-    return np.concatenate([flat // lot, np.where(flat > 0, noise, 0)])
-
-
-def has_small_entry(totals: IntArray, lot: int, minimum: int, zero_is_small: NDArray[np.bool_]) -> bool:
-    """Whether an entry of released counts is under the minimum in total. zero_is_small: (entries,)."""
-    lots, present = np.split(totals, 2)
-    return minimum > 1 and _is_small(lots * lot, present != 0, zero_is_small, minimum)
+    return np.concatenate([flat // lot * lot, np.where(flat > 0, noise, 0)])

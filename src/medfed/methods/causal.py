@@ -73,7 +73,8 @@ def propensity_terms(site: Site, *, propensity: FloatArray, centre: FloatArray, 
     rests_on = float(effective_patients(np.concatenate(weights)))
     return Out(
         {"score": score, "information": upper(information), "fit": fit},
-        effective_patients=min(rests_on, smallest_cell(site)),
+        effective_patients=(rests_on, smallest_cell(site)),
+        effective_of=(np.inf, 0),
     )
 
 
@@ -107,7 +108,9 @@ def arm_outcome_terms(
 
     for s, i in over_blocks(site, centre, scale, terms, with_arm=True):
         score, information = score + s, information + i
-    return Out({"score": score, "information": upper(information)}, effective_patients=smallest_cell(site))
+    return Out(
+        {"score": score, "information": upper(information)}, effective_patients=smallest_cell(site), effective_of=0
+    )
 
 
 @dataclass(frozen=True)
@@ -169,9 +172,9 @@ def effect_terms(site: Site, **inputs: FloatArray) -> Out:
         for name, value in zip(names, found, strict=True):
             sums[name] = sums[name] + value
     sums["overlap"] = without_small_cells(sums["overlap"].astype(np.int64), site.minimum_cell).astype(np.float64)
-    squares = np.where(sums["weighted"][:, 2] > 0, sums["weighted"][:, 2], 1.0)
-    rests_on = float((sums["weighted"][:, 1] ** 2 / squares).min())
-    return Out(sums, effective_patients=min(rests_on, smallest_cell(site)))
+    patients, weight, square = sums["weighted"][:, :3].T
+    first, second = weight**2 / np.where(square > 0, square, 1.0)
+    return Out(sums, effective_patients=(first, second, smallest_cell(site)), effective_of=(*patients, 0))
 
 
 @step(
@@ -211,6 +214,7 @@ def influence_terms(site: Site, *, means: FloatArray, shares: FloatArray, **inpu
     return Out(
         {"squares": squares, "cross": cross, "slope": slope, "meat": upper(meat)},
         effective_patients=smallest_cell(site),
+        effective_of=0,
     )
 
 

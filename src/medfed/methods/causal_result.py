@@ -168,6 +168,7 @@ class CausalEffect:
             (_("Patients"), " + ".join(number(value, 0) for value in values["arm_patients"])),
             (_("Effective after weighting"), f"{first} + {second}"),
             (_("Sites"), ", ".join(values["sites"])),
+            *((_("Not counted"), f"{site}: {_(why['reason'])}") for site, why in values["held_back"].items()),
         ]
         for estimator, row in self.e_values().iterrows():
             text = _("{value}, of the confidence limit {limit}").format(

@@ -222,7 +222,7 @@ def _level(study: Study, factor: Factor, level: int) -> int:
 def smallest_cell(site: Site) -> float:
     """Patients in the smallest cell of two or more coded factors that the design's sums show; infinity where none is.
 
-    Cells of a single factor are judged by the gate. With an outcome of codes a cell counts by outcome: the sums show
+    Cells of a single factor are judged by the gate; under secure sums these too, in total (``units``). With an outcome of codes a cell counts by outcome: the sums show
     both, and one that is empty tells the result of everybody in the other.
     """
     study, formula = site.study, site.study.formula(site.variant)

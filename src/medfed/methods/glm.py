@@ -127,7 +127,7 @@ def gamma_likelihood(site: Site, **inputs: FloatArray) -> Out:
         return gamma_log_likelihood(at.y, at.eta, at.weight, dispersion, frequency=frequency)
 
     total = sum(evaluated(site, inputs, log_likelihood))
-    return Out({"log_likelihood": total}, effective_patients=smallest_cell(site))
+    return Out({"log_likelihood": total}, effective_patients=smallest_cell(site), effective_of=0)
 
 
 @dataclass(frozen=True)

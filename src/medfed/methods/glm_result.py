@@ -265,6 +265,7 @@ class GlmFit:
             (_("Formula"), str(values["formula"])),
             (_("Patients"), number(values["patients"], 0)),
             (_("Sites"), ", ".join(values["sites"])),
+            *((_("Not counted"), f"{site}: {_(why['reason'])}") for site, why in values["held_back"].items()),
             (_("Site effects"), _("one a site, kept there") if values["site_effects"] else _("none")),
             (_("Standard errors"), covariance[str(values["covariance_used"])]),
             (_("Log-likelihood"), number(values["log_likelihood"], 4)),

@@ -142,7 +142,7 @@ def accumulated(site: Site, inputs: Mapping[str, FloatArray], *, shape: bool, vi
         release["shape"] = np.stack([information[q], np.append(np.zeros(q), score[q])])
     summed, squares = total.weights
     rests_on = summed * summed / squares if squares > 0 else np.inf
-    return Out(release, effective_patients=min(rests_on, smallest_cell(site)))
+    return Out(release, effective_patients=(rests_on, smallest_cell(site)), effective_of=(np.inf, 0))
 
 
 def score_and_information(total: Mapping[str, FloatArray], m: int) -> tuple[FloatArray, FloatArray]:
@@ -208,6 +208,7 @@ def sandwich(site: Site, inputs: Mapping[str, FloatArray], *, clustered: bool) -
             "shape": np.stack([information[q], meat[q]]) if shape else np.zeros((2, q + 1)),
         },
         effective_patients=smallest_cell(site),
+        effective_of=0,
     )
 
 

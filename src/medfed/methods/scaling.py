@@ -105,7 +105,7 @@ def formula_moments(site: Site, *, about: FloatArray) -> Out:
             "sums": each[0], "squares": each[1], "known": each[2], "events": each[3],
             "whole": np.zeros(5) if unusable.any() else whole, "unusable": unusable,
         },
-        effective_patients=smallest_cell(site),
+        effective_patients=smallest_cell(site), effective_of=0,
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ the border: so every node of the tree holds nobody, or the site's minimum at lea
 
 from collections.abc import Iterator, Sequence
 from itertools import combinations_with_replacement
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -165,11 +166,15 @@ def leaf_counts(site: Site, groups: int, leaves: int, *, grouped: bool) -> IntAr
 
 
 def histogram(site: Site, groups: int, bins: int, *, grouped: bool) -> FloatArray:
-    """Patients in equal bins of each number's declared range, small ones moved (see below): (numbers, groups, bins)."""
+    """Patients in equal bins of each number's declared range, small ones moved (see below): (numbers, groups, bins).
+
+    A bin has enough patients for its total to pass where sites count in lots (see ``units``): a third more than the minimum.
+    """
     counts = leaf_counts(site, groups, bins, grouped=grouped)
     if not len(counts):
         return np.zeros((0, groups, bins))
-    return np.stack([without_small_cells(each, site.minimum_cell) for each in counts]).astype(np.float64)
+    least = site.minimum_cell + ceil(site.minimum_cell / 3) if site.minimum_cell > 1 else 1
+    return np.stack([without_small_cells(each, least) for each in counts]).astype(np.float64)
 
 
 def without_small_cells(counts: IntArray, minimum: int) -> IntArray:

@@ -33,7 +33,7 @@ def service(joined: Joined, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> It
     found.fresh.clock = clock
     reached = []
     monkeypatch.setattr(
-        site_service._Steps, "answer", lambda *asked: (reached.append(asked), ({"state": "answer"}, b""))[1]
+        site_service.StepProcess, "answer", lambda *asked: (reached.append(asked), ({"state": "answer"}, b""))[1]
     )
     yield found
     assert reached == []

@@ -17,7 +17,8 @@ from joined import AT, PLUGIN, Joined, a_study, ledger_rows, make_joined, propos
 from medfed.canonical import pack
 from medfed.engines.nvflare.envelope import Message
 from medfed.engines.nvflare.reasons import NO_STUDY, is_public
-from medfed.engines.nvflare.site_service import STARTER, SiteService
+from medfed.engines.nvflare.site_service import SiteService
+from medfed.engines.nvflare.step_processes import STARTER
 from medfed.federation.admission import ALONE, ENOUGH_CALLS, NOT_APPROVED_STEP, PACKAGE_CHANGED
 from medfed.federation.approval import revoke
 from medfed.federation.keys import load_signing_key, new_signing_key

@@ -14,7 +14,8 @@ from joined import Joined, a_study, propose_and_approve
 from medfed.engines.nvflare import confine as module
 from medfed.engines.nvflare.confine import confine, landlock_version, what_python_reads
 from medfed.engines.nvflare.processes import nvflare_environment, spawn
-from medfed.engines.nvflare.site_service import STEP_CONFINEMENT, confinement
+from medfed.engines.nvflare.site_service import confinement
+from medfed.engines.nvflare.step_processes import STEP_CONFINEMENT
 
 pytestmark = pytest.mark.skipif(landlock_version() < 4, reason="this system has no Landlock, or one without TCP")
 

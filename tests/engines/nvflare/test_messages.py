@@ -212,7 +212,7 @@ def test_a_call_cannot_name_a_file_of_the_site_as_its_inputs(
         passed.append(dict(content))
         return {"state": "failure", "kind": "refused", "reason": "x"}, b""
 
-    monkeypatch.setattr(site_service._Steps, "answer", answer)
+    monkeypatch.setattr(site_service.StepProcess, "answer", answer)
     charge = Charge(Event(1.9, 0.05)).text
     message = call_of(
         study.hash, charge=charge, inputs_file="/etc/passwd", inputs_hash="0" * 64, extra={"deep": 1}, wait=5
@@ -235,7 +235,7 @@ def test_only_so_many_studies_and_calls_are_worked_on_at_a_time(
     joined: Joined, service: SiteService, sealer: Sealer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go_on = threading.Event()
-    monkeypatch.setattr(site_service._Steps, "answer", lambda *_: (go_on.wait(20), ({"state": "done"}, b""))[1])
+    monkeypatch.setattr(site_service.StepProcess, "answer", lambda *_: (go_on.wait(20), ({"state": "done"}, b""))[1])
     studies = [a_study(["north", "south"], seed=100 + n) for n in range(STUDIES_AT_MOST + 3)]
     for study in studies:
         put(service, sealer, Message("propose", {"study": study.model_dump_json()}))

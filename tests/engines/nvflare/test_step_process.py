@@ -12,7 +12,7 @@ import pytest
 from loopback import Loopback, synthetic, write_site
 
 from medfed.canonical import canonical_json
-from medfed.engines.nvflare import site_service
+from medfed.engines.nvflare import step_processes
 from medfed.engines.nvflare.channel import coordinator_sealer
 from medfed.engines.nvflare.envelope import Message, Sealer
 from medfed.engines.nvflare.frames import CHUNK, parse
@@ -43,8 +43,8 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Loopback:
 @pytest.fixture
 def service(network: Loopback, monkeypatch: pytest.MonkeyPatch) -> Iterator[SiteService]:
     monkeypatch.setenv("MEDFED_STEP_MEMORY_GB", "4")
-    starter = site_service._Starter()
-    monkeypatch.setattr(site_service, "STARTER", starter)
+    starter = step_processes.Starter()
+    monkeypatch.setattr(step_processes, "STARTER", starter)
     threading.Thread(target=starter.serve, daemon=True).start()
     found = SiteService(network.folder / "sites" / "north")
     yield found

@@ -141,7 +141,7 @@ def leave_one_out(data: Path, folder: Path, *, listener: Listener | None = None)
         "patients": sum(hospital["n"] for hospital in hospitals.values()),
         "hospitals": hospitals,
         "difference_from_pooled": max(differences),
-        "alarms": {a["site"]: a["sentence"].format(**a["parameters"]) for a in site_alarms(study, found["judged"])},
+        "alarms": {a["site"]: a["sentence"].format(**a["parameters"]) for a in site_alarms(study, found["judged"])[0]},
         "held_back_by_default": held_back(study, tables, Policy()),
     }
 

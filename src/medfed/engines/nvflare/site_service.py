@@ -29,9 +29,10 @@ from medfed.engines.nvflare.envelope import COORDINATOR, Fresh, Message, Sealer
 from medfed.engines.nvflare.frames import CHUNK, SWITCH_SECONDS, BadMessage, listen, parse, receive, send
 from medfed.engines.nvflare.inbox import Inbox
 from medfed.engines.nvflare.join import SiteNetwork
-from medfed.engines.nvflare.parts import PARTS_MISSING, Incoming, read_part
-from medfed.engines.nvflare.processes import ServiceLock, end_tree, nvflare_environment, spawn
-from medfed.engines.nvflare.reasons import NO_STUDY, NOT_ANSWERED, STEP_ENDED
+from medfed.engines.nvflare.parts import Incoming, read_part
+from medfed.engines.nvflare.processes import ServiceLock, end_tree, nvflare_environment
+from medfed.engines.nvflare.reasons import NO_STUDY, NOT_ANSWERED
+from medfed.engines.nvflare.step_processes import STARTER, StepProcess
 from medfed.engines.nvflare.wire import CALL_FIELDS, failure_content, is_hash, one_line
 from medfed.engines.site_folders import HALTED
 from medfed.engines.site_roster import keep_network_roster
@@ -47,7 +48,6 @@ IDLE_SECONDS = 1800.0
 JOBS_AT_MOST = 32
 STUDIES_AT_MOST = 6
 OFFERED_AT_MOST = 64
-STEP_CONFINEMENT = {"tcp": False}
 STARTS_AGAIN_AFTER = (0.2, 1.0, 3.0, 10.0, 30.0)
 
 
@@ -63,102 +63,6 @@ class _Job:
     given: float = 0.0
 
 
-class _Steps:
-    """The process of one study, started when it is needed and again when it ends."""
-
-    def __init__(self, network: SiteNetwork, study: str) -> None:
-        self.network = network
-        self.study = study
-        self.lock = threading.Lock()
-        self.process: subprocess.Popen[bytes] | None = None
-        self.connection: socket.socket | None = None
-        self.used = time.monotonic()
-
-    def answer(self, content: Mapping[str, Any], blob: bytes) -> tuple[dict[str, Any], bytes]:
-        """One call after another. A process that ends under a call is started again, once.
-
-        Inputs that came in parts are handed over as an open file: the process may open none of ours.
-        """
-        path = content.get("inputs_file")
-        asked = {name: value for name, value in content.items() if name != "inputs_file"} | {"file": path is not None}
-        with self.lock, contextlib.ExitStack() as opened:
-            try:
-                files = [opened.enter_context(open(path, "rb"))] if path is not None else []
-            except OSError:
-                return failure_content(Failure("refused", PARTS_MISSING)), b""
-            for _ in range(2):
-                self.used = time.monotonic()
-                try:
-                    connection = self._connected()
-                    send(connection, asked, blob)
-                    if files:
-                        socket.send_fds(connection, [b"F"], [files[0].fileno()])
-                    return receive(connection)
-                except (OSError, EOFError, BadMessage):
-                    log.warning("the process of study %s ended", self.study[:16])
-                    self.end()
-            return failure_content(Failure("failed", STEP_ENDED)), b""
-
-    def _connected(self) -> socket.socket:
-        if self.process is None or self.process.poll() is not None or self.connection is None:
-            self.end()
-            mine, theirs = socket.socketpair()
-            with theirs:
-                os.set_inheritable(theirs.fileno(), True)
-                command = [
-                    sys.executable, "-m", "medfed.engines.nvflare.step_process",
-                    str(self.network.site.folder.resolve()), self.study, str(theirs.fileno()),
-                ]  # fmt: skip
-                self.process = STARTER.spawn(
-                    command, self.network.log, dict(os.environ), confined=STEP_CONFINEMENT,
-                    pass_fds=(theirs.fileno(),), cwd="/",
-                )  # fmt: skip
-            self.connection = mine
-        return self.connection
-
-    def end(self) -> None:
-        if self.connection is not None:
-            self.connection.close()
-            self.connection = None
-        end_tree(self.process, wait=0.0)
-        self.process = None
-
-
-class _Starter:
-    """Starts children from one lasting thread: they are killed when the thread that started them ends."""
-
-    def __init__(self) -> None:
-        self._asked: list[tuple[tuple[Any, ...], dict[str, Any], list[Any], threading.Event]] = []
-        self._wake = threading.Condition()
-
-    def spawn(self, *args: Any, **options: Any) -> subprocess.Popen[bytes]:
-        out: list[Any] = []
-        done = threading.Event()
-        with self._wake:
-            self._asked.append((args, options, out, done))
-            self._wake.notify()
-        done.wait()
-        if isinstance(out[0], BaseException):
-            raise out[0]
-        return out[0]  # type: ignore[no-any-return]
-
-    def serve(self) -> None:
-        """Run by the lasting thread, for ever."""
-        while True:
-            with self._wake:
-                while not self._asked:
-                    self._wake.wait()
-                args, options, out, done = self._asked.pop(0)
-            try:
-                out.append(spawn(*args, **options))
-            except OSError as problem:
-                out.append(problem)
-            done.set()
-
-
-STARTER = _Starter()
-
-
 class SiteService:
     """One site's service. ``handle`` answers one message; ``run`` serves until it is told to end."""
 
@@ -170,7 +74,7 @@ class SiteService:
         self.fresh = Fresh(self.network.folder / "heard")
         self.inbox = Inbox(self.site)
         self.incoming = Incoming(self.network.incoming)
-        self.steps: dict[str, _Steps] = {}
+        self.steps: dict[str, StepProcess] = {}
         self.jobs: dict[str, _Job] = {}
         self.offered: dict[str, str] = {}  # payload of an answer that is fetched in parts -> its study
         self.lock = threading.Lock()
@@ -278,7 +182,7 @@ class SiteService:
                 self.offered.pop(next(iter(self.offered)), None)
         return job.content, job.blob
 
-    def _steps_of(self, study: str) -> _Steps:
+    def _steps_of(self, study: str) -> StepProcess:
         """The process of a study; the one that was idle longest makes room for it."""
         if study not in self.steps and len(self.steps) >= STUDIES_AT_MOST:
             busy = {job.study for job in self.jobs.values() if not job.done.is_set()}
@@ -286,7 +190,7 @@ class SiteService:
             if not idle:
                 raise BadMessage("the site works on as many studies as it can; ask again later")
             self.steps.pop(idle[0]).end()
-        return self.steps.setdefault(study, _Steps(self.network, study))
+        return self.steps.setdefault(study, StepProcess(self.network, study))
 
     def _fetch(self, payload: str, index: int) -> bytes:
         """A part of an answer that was given to a call, as long as the approval stands. Nothing else that lies beside it."""
@@ -297,7 +201,7 @@ class SiteService:
             raise BadMessage("the site's approval of this study does not stand any more")
         return read_part(self.site.ledger_path.with_suffix(".blobs") / payload, index)
 
-    def _run_job(self, job: _Job, steps: _Steps, content: dict[str, Any], blob: bytes) -> None:
+    def _run_job(self, job: _Job, steps: StepProcess, content: dict[str, Any], blob: bytes) -> None:
         try:
             job.content, job.blob = steps.answer(content, blob)
             size = int(job.content.get("size", 0))
