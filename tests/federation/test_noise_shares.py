@@ -20,12 +20,13 @@ from medfed.engines.embedded import Embedded
 from medfed.errors import FederationError, PolicyViolation, StudyError
 from medfed.federation import execution, private
 from medfed.federation.budget import Charge, charged_events, over_all
-from medfed.federation.call import Answer, Call
+from medfed.federation.call import Answer, Call, Failure
 from medfed.federation.federation import Federation
 from medfed.federation.ledger import verify_ledger
 from medfed.federation.opening import decoded, ring_of, words_of
 from medfed.federation.packages import step_name
 from medfed.federation.runner import Runner
+from medfed.federation.secure_site import ATTEMPT_VOID
 from medfed.federation.step import Step
 from medfed.federation.units import UNITS
 from medfed.methods.private_glm import clipped_gradient, patient_count
@@ -75,6 +76,8 @@ class Gradients:
 
 
 def study_of(epsilon: float = 50.0, sites: list[str] = SITES, **changes: Any) -> Study:
+    if minimum := changes.pop("sites_minimum", None):
+        changes["sites"] = {"invited": sites, "minimum": minimum}
     return private_study(sites, epsilon, FEATURES, **changes)
 
 
@@ -267,6 +270,30 @@ def test_a_set_that_was_agreed_waits_for_its_sites(tmp_path: Path) -> None:
     with pytest.raises(FederationError, match="clipped_gradient: the total was to be opened with d, of whom"):
         run(tmp_path / "c", Proxy(engine, Silence({"d"}, "Delivery", units=False)), study, Gradients(3))
     assert run(tmp_path / "c", engine, study, Gradients(3))["counted"][-1] == SITES
+
+
+def test_a_site_that_starts_anew_is_waited_for_and_not_left_out(tmp_path: Path) -> None:
+    study = study_of()
+    left = ["keys", "KeyList", "Delivery", "Survivors", "SignedSurvivors"]
+
+    def fault(call: Call, site: str, stage: str) -> Any:
+        if site == "b" and left and stage == left[0] and call.step.endswith("clipped_gradient"):
+            left.pop(0)
+            return Failure("refused", ATTEMPT_VOID)
+        return None
+
+    result = run(tmp_path / "c", Proxy(engine_of(tmp_path / "s", study), fault), study, Gradients(5))
+    assert left == []
+    assert result["counted"] == [SITES] * 5
+
+
+def test_no_set_is_fixed_that_the_study_has_too_few_sites_in(tmp_path: Path) -> None:
+    """It would stay, and no resume could ever give a total that counts."""
+    study = study_of(sites_minimum=4)
+    engine = engine_of(tmp_path / "s", study)
+    with pytest.raises(FederationError, match="3 of 4 sites are left for the total, the study needs 4 .c unreachable"):
+        run(tmp_path / "c", Proxy(engine, Silence({"c"}, "Delivery", units=False, skip=1)), study, Gradients(3))
+    assert run(tmp_path / "c", engine, study, Gradients(3))["counted"] == [SITES] * 3
 
 
 # -- fewer sites asked than named --------------------------------------------------------------------------------------

@@ -165,6 +165,16 @@ def test_a_site_that_comes_back_after_a_first_total_without_it_stays_out(tmp_pat
     assert seen == []
 
 
+def test_a_set_with_fewer_sites_than_the_study_needs_is_not_fixed(tmp_path: Path) -> None:
+    """A set that is fixed stays: no resume could give a total that counts."""
+    sites = [f"s{n:02}" for n in range(10)]
+    study = synthetic_study(sites, sites={"invited": sites, "minimum": 8})
+    engine, _ = engine_of(tmp_path / "s", study, [30] * 10)
+    with pytest.raises(FederationError, match="7 of 10 sites are left for the total, the study needs 8"):
+        run(tmp_path / "c", Proxy(engine, Silence(set(sites[:3]), "Delivery", units=False, skip=9)), study)
+    assert run(tmp_path / "c", engine, study)["sites"] == sites
+
+
 def test_too_few_sites_stop_the_run_by_name(tmp_path: Path) -> None:
     study = study_of()
     engine, _ = engine_of(tmp_path / "s", study)

@@ -349,12 +349,13 @@ class SecureSums:
         """Fix the set of sites before any of them is asked to sign it, where it is the one that it has to be."""
         sites = side.survivors
         if one.purpose == "noisy":
-            if fixed and sites != fixed:
-                missing = set(fixed) - set(sites)
-                if any(site in lost and lost[site].reason == ATTEMPT_VOID for site in missing):
-                    raise PrivacyError(f"{', '.join(sorted(missing))} started anew")
+            missing = set(fixed or one.asked) - set(sites)
+            if any(site in lost and lost[site].reason == ATTEMPT_VOID for site in missing):
+                raise PrivacyError(f"{', '.join(sorted(missing))} started anew")
+            if fixed and missing:
                 raise FederationError(_gone(one.call.step, missing, lost))
             if not fixed:
+                self._check_minimum(one, sites, lost)
                 self.store.fix_survivors(key, sites, [])
             return
         earlier, visible = self._earlier()
@@ -369,7 +370,18 @@ class SecureSums:
         if not must and given_away(sites, earlier, visible=visible | set(flagged)):
             raise FederationError(_missing(one.call.step, set(one.asked) - set(sites), lost))
         if not fixed:
+            if one.purpose == "sum":
+                self._check_minimum(one, sites, lost)
             self.store.fix_survivors(key, sites, [site for site in flagged if site in sites])
+
+    def _check_minimum(self, one: _Opening, sites: Sequence[str], lost: Mapping[str, Failure]) -> None:
+        """A set that is fixed stays: one that the study has too few sites in would never give a total that counts."""
+        needed = min(self.study.sites.minimum, len(one.own))
+        if len(sites) < needed:
+            raise FederationError(
+                f"{_name(one.call.step)}: {len(sites)} of {len(one.own)} sites are left for the total, the study needs {needed} "
+                f"({_reasons(lost)}). Nothing was opened; mend what keeps them away, then `medfed resume`"
+            )
 
 
 def _opening(one: _Opening, study: Study, attempt: int) -> Call:

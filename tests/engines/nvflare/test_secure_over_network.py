@@ -131,9 +131,9 @@ def test_shares_of_noise_add_up_to_what_was_sealed_whatever_is_killed(net: Loopb
     left = ["seal", "keys", "KeyList", "Delivery", "Survivors", "SignedSurvivors"]
 
     def fault(call: Call, site: str, stage: str) -> None:
-        if site == "beta" and left and stage == left[0] and call.round > 6 - len(left):
+        if site == "beta" and left and stage == left[0] and call.round > 7 - len(left):
             left.pop(0)
-            assert net.signal("step", "beta", signal.SIGKILL) == 1
+            assert net.signal("step", "beta", signal.SIGKILL) >= 1, "one a study"
 
     with closing(Networked(net.folder, NOISY)) as engine:
         proxy = Proxy(engine, fault)
@@ -144,7 +144,7 @@ def test_shares_of_noise_add_up_to_what_was_sealed_whatever_is_killed(net: Loopb
             keys = set(sealed["beta"])
             totals = {key: runner.store.journaled(key) for key in keys}
     assert left == []
-    assert result["sites"] == list(SITES), "three patients among them"
+    assert result["sites"] == sorted(SITES), "three patients among them"
     assert len(keys) == 8, "a count and seven gradients"
     for key, journaled in totals.items():
         assert journaled is not None
