@@ -30,6 +30,7 @@ from medfed.methods.summaries import (
     refuse_other_sites,
     second_look,
     suppressed,
+    unless_small,
 )
 from medfed.methods.tables import Shown, text_of
 from medfed.study import Study
@@ -68,10 +69,17 @@ def powers(site: Site, *, about: FloatArray, scale: FloatArray) -> Out:
     return Out({"powers": power_sums(site, about[None], scale, grouped=False)[:, 0]})
 
 
-@step(reads="train", releases={"bins": Count("numbers,32", zero_is_small=False)})
-def histograms(site: Site) -> Out:
-    """Patients in 32 equal bins of each number's declared range; a bin of a few is counted with its neighbour."""
-    return Out({"bins": histogram(site, 1, BINS, grouped=False)[:, 0]})
+@step(
+    reads="train",
+    takes={"home": Input("numbers", limit=BINS - 1)},
+    releases={"bins": Count("numbers,32", zero_is_small=False)},
+)
+def histograms(site: Site, *, home: FloatArray) -> Out:
+    """Patients in 32 equal bins of each number's declared range; a bin of a few is counted with its neighbour.
+
+    home (numbers,): the bin of the mean, in which a site of a few patients counts them.
+    """
+    return Out({"bins": histogram(site, 1, BINS, grouped=False, home=home.astype(np.int64))[:, 0]})
 
 
 @step(
@@ -93,7 +101,7 @@ def cross_counts(site: Site) -> Out:
 @dataclass(frozen=True)
 class DescribeState:
     """patients; levels (levels,); known (2, numbers): known and missing; mean, variance (numbers,) on the range 0 to 1;
-    bins (numbers, 32); search: where the quantiles lie, as far as is known (see ``Search``).
+    bins (numbers, 32), NaN where they can't be shown; search: where the quantiles lie, as far as is known (see ``Search``).
     """
 
     rounds: int
@@ -171,10 +179,10 @@ class Describe:
             about, scale = second_look(*mean_and_variance(known[0], first["powers"], about, scale))
             second = federation.sum(powers, about=about, scale=scale)
             mean, variance = mean_and_variance(known[0], second["powers"], about, scale)
-            binned = federation.sum(histograms)
-            bins = binned["bins"]
-            for other in (first, second, binned):
+            for other in (first, second):
                 refuse_other_sites(sites, list(other.sites))
+            home = np.clip(np.nan_to_num(mean) * BINS, 0, BINS - 1).astype(np.int64).astype(np.float64)
+            bins = unless_small(lambda: federation.sum(histograms, home=home)["bins"], bins.shape)
         if self.cross_tables:
             crossed = federation.sum(cross_counts)
             refuse_other_sites(sites, list(crossed.sites))
@@ -209,7 +217,9 @@ class Describe:
             "deviation": np.sqrt(np.maximum(state.variance, 0.0)) * width,
             "quantiles": quantiles,
             "ranges": ranges,
-            "bins": np.stack([merged(each, minimum) for each in state.bins]) if len(width) else state.bins,
+            "bins": np.stack([merged(each, minimum) for each in state.bins])
+            if np.isfinite(state.bins).all() and len(width)
+            else state.bins,
             "levels": [list(level) for level in state.study["levels"]],
             "level_counts": _shown_levels(state.levels, state.study["levels"], minimum),
             "pairs": state.pairs,
