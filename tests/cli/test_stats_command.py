@@ -47,7 +47,7 @@ def test_a_model_is_printed_as_statsmodels_would_fit_it(folder: Path) -> None:
     text = done(*words, "--csv", folder / "fit.csv").out
     assert "odds ratio" in text
     assert pd.read_csv(folder / "fit.csv", index_col=0).loc["age", "estimate"] == pytest.approx(expected.params["age"])
-    assert "优势比" in done(*words, "--lang", "zh").out
+    assert "比值比" in done(*words, "--lang", "zh").out
     with closing(RunnerStore(folder / "coordinator", read_only=True)) as store:
         assert [row["state"] for row in store.runs()] == ["finished"]  # asked once, read three times
 
@@ -96,7 +96,9 @@ def test_what_a_fit_can_not_do_is_one_sentence_and_not_exit_code_0(folder: Path)
     approve_all(folder, write_question(folder, asked, "glm"))
     told = refused("stats", "glm", study, "event ~ age", "-c", folder, "--set", "most_rounds=1")
     assert "no convergence in 1 rounds (last change" in told
-    assert "takes no formula; glm, effect, meta do" in refused("stats", "table1", study, "event ~ age", "-c", folder)
+    assert "takes no formula; glm, effect, meta, cox do" in refused(
+        "stats", "table1", study, "event ~ age", "-c", folder
+    )
     assert "ends in .svg" in refused("stats", "glm", study, "event ~ age", "-c", folder, "--plot", folder / "fit.png")
     assert "compare has no chart" in refused("stats", "compare", study, "-c", folder, "--plot", folder / "fit.svg")
 

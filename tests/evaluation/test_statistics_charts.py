@@ -60,5 +60,23 @@ def test_balance_overlap_and_histograms_are_drawn() -> None:
     first, second = overlap_figures(effect)
     assert [row[1] for row in first.table.rows] == ["0", "12", "30", "11"]
     assert second.title == "Second arm"
-    found = Description({"numbers": ["age"], "ranges": np.array([[0.0, 64.0]]), "bins": np.full((1, 32), 10.0)})
+    found = Description({"numbers": ["age"], "ranges": np.array([[0.0, 64.0]]), "bins": np.full((1, 32), 100.0)})
     assert len(histogram_figure(found, "age", "Age", "zh").table.rows) == 32
+
+
+def test_a_histogram_of_few_patients_has_fewer_parts_and_draws_a_moved_part_with_its_neighbour() -> None:
+    bins = np.zeros((1, 32))
+    bins[0, :8] = [20, 30, 25, 25, 0, 60, 40, 0]
+    found = Description({"numbers": ["age"], "ranges": np.array([[0.0, 64.0]]), "bins": bins})
+    rows = histogram_figure(found, "age", "Age").table.rows
+    assert [row[1] for row in rows[:2]] == ["100", "100"]
+    assert sum(int(row[1]) for row in rows) == 200
+    bins[0, 8:10] = [0, 2000]
+    rows = histogram_figure(Description({**found.values, "bins": bins}), "age", "Age").table.rows
+    assert ("16 to 20", "2,000") in rows
+
+
+def test_coefficients_all_look_alike() -> None:
+    plain = coefficients_figure(GlmFit({**FIT.values, "link": "identity"}))
+    assert [row[0] for row in plain.table.rows] == ["arm=new", "age"]
+    assert plain.svg.count("<circle") == 2

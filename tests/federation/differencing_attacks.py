@@ -135,7 +135,7 @@ class Coordinator:
             entries = self.opened(call, over, "count", show(shown), attempt)
             if entries is None:
                 return None
-            shown["entries"] = entries.count
+            shown["entries 0"] = entries.count
         done = self.opened(call, over, "sum", show(shown), attempt)
         if done is None:
             return None

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from differencing_attacks import ATTACKS, Coordinator, consortium, effect_study, patients, revealed
 
-from medfed.federation import gate, openings, secure_site
+from medfed.federation import gate, openings
 from medfed.federation.openings import Openings
+from medfed.federation.shown_counts import CountsShown
 from medfed.federation.units import Units
 from medfed.methods.standardise import moments
 
@@ -57,7 +58,7 @@ MUTANTS: dict[str, tuple[list[tuple[Any, str, Any]], list[str]]] = {
     "cohort rule": ([(gate, "_differs_by_few", lambda *a: False)], ["cohort of one site", "cohort in total"]),
     "figures of one site": ([(Openings, "refuses_own", no_rule)], ["figures beside a total", "secure, then plain"]),
     "count of units": ([(Units, "refuses", no_rule), (Units, "patients", lambda *a: 10**6)], ["small total"]),
-    "count of entries": ([(secure_site, "has_small_entry", lambda *a: False)], []),
+    "count of entries": ([(CountsShown, "has_small", lambda *a: False)], []),
 }  # fmt: skip
 
 

@@ -27,12 +27,12 @@ from medfed.engines.site_folders import NO_TABLE
 from medfed.engines.what_if import what_if
 from medfed.errors import FederationError, StudyError
 from medfed.evaluation.consortium_run import is_network, open_engine
-from medfed.evaluation.statistics_results import KINDS, shown
+from medfed.evaluation.statistics_results import KINDS, SURVIVAL, shown
 from medfed.evaluation.study_run import StudyRun
 from medfed.federation.packages import find_method
 from medfed.federation.policy import Policy
 from medfed.federation.runner import Listener, Runner
-from medfed.study import Study, load_study
+from medfed.study import Study, load_study, study_from_dict
 
 Settings = Mapping[str, bool | int | float | str]
 # Why a site does not answer a question that it has not approved yet.
@@ -43,6 +43,8 @@ def question(study: Study, kind: str, settings: Settings) -> Study:
     """The study with the method of a kind. The study itself, where it asks this already and no setting differs."""
     if kind not in KINDS:
         raise StudyError(f"there are no statistics {kind!r}; choose {', '.join(KINDS)}")
+    if kind in SURVIVAL:
+        study, settings = _survival(study, settings)
     use = f"medfed:{KINDS[kind][0]}"
     settings = _without_defaults(KINDS[kind][0], settings)
     if study.method.use == use and (
@@ -57,13 +59,36 @@ def question(study: Study, kind: str, settings: Settings) -> Study:
         update={
             "privacy": privacy,
             "method": {"use": use, "settings": dict(settings)},
-            "task": {**study.task.model_dump(), "kind": "association"},
+            "task": {**study.task.model_dump(), "kind": "survival" if kind in SURVIVAL else "association"},
             "variants": {},
             "evaluation": {"design": "none"},
         }
     )
     find_method(asked)
     return asked
+
+
+def _survival(study: Study, settings: Settings) -> tuple[Study, Settings]:
+    """The study with the covariates that a setting ``formula`` names ("age + sex"; what is left of ~ is read over), and
+    the other settings. StudyError for what is no sum of the study's covariates.
+    """
+    rest = {name: value for name, value in settings.items() if name != "formula"}
+    if not (text := str(settings.get("formula", "")).rpartition("~")[2].strip()):
+        return study, rest
+    named = [word.strip() for word in text.split("+")]
+    known = [name for name, variable in study.variables.items() if variable.role in ("covariate", "arm")]
+    if unknown := [name for name in named if name not in known]:
+        raise StudyError(
+            f"a survival model is a sum of covariates of the study, as in 'age + sex', without interactions; {unknown[0]!r} is "
+            f"none of {', '.join(known)}"
+        )
+    if set(named) == set(known):
+        return study, rest
+    declared = study.model_dump(mode="json", exclude_none=True)
+    declared["variables"] = {
+        name: variable for name, variable in declared["variables"].items() if name in named or name not in known
+    }
+    return study_from_dict(declared), rest
 
 
 def _without_defaults(method: str, settings: Settings) -> Settings:
@@ -82,8 +107,10 @@ class Statistics:
 
     def ask(self, kind: str, **settings: bool | int | float | str) -> Any:
         """Any kind of statistics by name, with its method's settings."""
+        if kind == "cox" and not settings.pop("stratified", True):
+            kind = "cox_one_hazard"
         asked = question(self.study, kind, settings)
-        return shown(kind, self.execute(asked, kind))
+        return shown(kind, self.execute(asked, kind), asked)
 
     def glm(self, formula: str, family: str = "binomial", **settings: bool | int | float | str) -> Any:
         """A generalised linear model: a ``GlmFit``. Settings: see ``Glm``."""
@@ -104,6 +131,24 @@ class Statistics:
     def meta(self, measure: str = "log_odds_ratio", **settings: bool | int | float | str) -> Any:
         """Meta-analysis of the sites' own estimates: a ``MetaResult``."""
         return self.ask("meta", measure=measure, **settings)
+
+    def cox(
+        self,
+        formula: str = "",
+        *,
+        ties: str = "efron",
+        stratified: bool = True,
+        **settings: bool | int | float | str,
+    ) -> Any:
+        """Hazard ratios of the covariates in ``formula`` ("age + sex"), or of all: a ``CoxFit``.
+
+        stratified: each site has a hazard of its own, and the fit is exact; else one hazard for all, on the time grid.
+        """
+        return self.ask("cox", formula=formula, ties=ties, stratified=stratified, **settings)
+
+    def km(self, by: str = "", **settings: bool | int | float | str) -> Any:
+        """Kaplan-Meier curves, of the groups of a code variable or of all patients: a ``KaplanMeierFit``."""
+        return self.ask("km", by=by, **settings)
 
     def effect(self, **settings: bool | int | float | str) -> Any:
         """Average effect of the second arm: a ``CausalEffect``."""

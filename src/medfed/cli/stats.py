@@ -12,11 +12,11 @@ from medfed.errors import FederationError, StudyError
 from medfed.language import translator
 from medfed.study import load_study
 
-WITH_FORMULA = ("glm", "effect", "meta")
+WITH_FORMULA = ("glm", "effect", "meta", "cox")
 
 
 def stats(
-    kind: Annotated[str, typer.Argument(help="glm, table1, describe, compare, effect or meta.")],
+    kind: Annotated[str, typer.Argument(help="glm, table1, describe, compare, effect, meta, cox or km.")],
     study: Annotated[Path, typer.Argument(help="The study.yaml whose variables are asked about.")],
     formula: Annotated[str, typer.Argument(help='Of glm, effect or meta: a model, as in "event ~ arm * age".')] = "",
     consortium: Consortium = Path(),
@@ -39,6 +39,8 @@ def stats(
     compare   tests between the arms
     effect    average effect, IPW and AIPW      --plot: balance and overlap
     meta      of the sites' own estimates       --plot: a forest
+    cox       hazard ratios                     --plot: a forest
+    km        survival curves, log-rank test    --plot: curves, at risk
 
     Examples:
 
@@ -50,6 +52,8 @@ def stats(
     medfed stats compare study.yaml -c hospitals --set ranks=false
     medfed stats effect study.yaml "event ~ arm + age" -c hospitals --plot balance.svg
     medfed stats meta study.yaml -c hospitals --set measure=log_risk_ratio
+    medfed stats cox study.yaml "age + sex" -c hospitals --set stratified=false
+    medfed stats km study.yaml -c hospitals --set by=sex --plot curves.svg
 
     A question is a study of its own, the given one with another method: it is written below coordinator/questions, sites
     approve it, and the same question asked again is read from its run.
@@ -59,7 +63,7 @@ def stats(
     _ = translator(lang)
     chosen: dict[str, bool | int | float | str] = dict(map(_named, setting or []))
     chosen |= {name: text for name, text in (("formula", formula or as_formula), ("family", family)) if text}
-    if "formula" in chosen and kind in ("table1", "describe", "compare"):
+    if "formula" in chosen and kind in ("table1", "describe", "compare", "km"):
         raise StudyError(f"{kind} is of all variables of the study and takes no formula; {', '.join(WITH_FORMULA)} do")
     if kind == "meta" and "formula" in chosen:
         chosen.setdefault("measure", "coefficient")

@@ -6,6 +6,7 @@ white, told apart in greyscale, and all text in them is escaped.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from medfed.evaluation.figure import Figure, Form, Table, interval_text
 from medfed.evaluation.row_charts import Estimated, bars, dots, forest
@@ -250,15 +251,22 @@ def histogram(
     y_label: str,
     lang: str = "en",
 ) -> Figure:
-    """Counts between edges (bins + 1,); a count of None is one that may not be shown, drawn as an empty place."""
+    """Counts between edges (bins + 1,); a count of None is one that may not be shown, drawn as an empty place.
+
+    Area is the count: a bar wider than the narrowest is lower by as much.
+    """
     _ = translator(lang)
     top, bottom, left = 34.0, 270.0, 56.0
     x_scale = linear_scale(edges[0], edges[-1], left, WIDTH - 12.0, most=9, snug=True)
-    y_scale = linear_scale(0, max([count or 0 for count in counts] + [1]), bottom, top, most=5)
+    narrowest = min(high - low for low, high in pairwise(edges))
+    heights = [
+        (count or 0) * narrowest / (high - low) for count, (low, high) in zip(counts, pairwise(edges), strict=True)
+    ]
+    y_scale = linear_scale(0, max([*heights, 1]), bottom, top, most=5)
     parts = [write(0, 14, y_label, bold=True, size=SMALL), *_axes(x_scale, y_scale, x_label)]
     hidden = _("under the smallest count that may be seen")
     rows = []
-    for low, high, count in zip(edges, edges[1:], counts, strict=False):
+    for (low, high), count, height in zip(pairwise(edges), counts, heights, strict=True):
         start, stop = x_scale(low), x_scale(high)
         name = _("{low} to {high}").format(low=f"{low:g}", high=f"{high:g}")
         shown = hidden if count is None else number(count, 0)
@@ -269,7 +277,7 @@ def histogram(
             )
             parts.append(write((start + stop) / 2, bottom - 3, "?", anchor="middle", size=SMALL, colour=MUTED))
             continue
-        y = y_scale(count)
+        y = y_scale(height)
         parts.append(
             element(
                 "rect", *tooltip(f"{name}: {shown}"), x=start + 0.75, y=y, width=max(stop - start - 1.5, 0.5),

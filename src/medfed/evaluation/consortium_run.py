@@ -168,7 +168,7 @@ def _report(
         rounds = list(range(1, len(curve) + 1))
         report["training"] = [{"name": "main", "measure": "log-loss", "rounds": rounds, "values": curve}]
     if (kind := kind_of(study)) is not None:
-        report["statistics"] = statistics_figures(kind, result["fitted"])
+        report["statistics"] = statistics_figures(kind, result["fitted"], study)
     elif study.task.kind == "treatment_effect":
         report["effect"] = effect_figures(study, result["fitted"])
         seen = result["fitted"].get("by_site") or {}

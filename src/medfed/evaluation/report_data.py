@@ -293,12 +293,23 @@ class StatisticsTable(Part):
     rows: list[list[str]]
 
 
+class StatisticsDrawn(Part):
+    """A chart with the table of its numbers."""
+
+    svg: str
+    title: str
+    caption: str
+    columns: list[str]
+    rows: list[list[str]]
+
+
 class StatisticsShown(Part):
     """Results of a statistics method, by language. patients: how many they rest on."""
 
     kind: str
     patients: float
     tables: dict[str, list[StatisticsTable]]
+    figures: dict[str, list[StatisticsDrawn]] = Field(default_factory=dict)
 
 
 class ReportData(Part):

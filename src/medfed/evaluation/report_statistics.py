@@ -5,17 +5,18 @@ from typing import Any
 
 import numpy as np
 
-from medfed.evaluation.figure import Table
+from medfed.evaluation.figure import Figure, Table
 from medfed.evaluation.page import Block, Facts, Section, Tabled
 from medfed.evaluation.report_data import StatisticsShown
 from medfed.evaluation.report_labels import Labels
-from medfed.evaluation.statistics_results import shown
+from medfed.evaluation.statistics_results import SURVIVAL, shown
 from medfed.language import LANGUAGES, number
+from medfed.study import Study
 
 
-def statistics_figures(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def statistics_figures(kind: str, values: Mapping[str, Any], study: Study) -> dict[str, Any]:
     """What ``StatisticsShown`` describes, from a run's result."""
-    found = shown(kind, values)
+    found = shown(kind, values, study)
     tables = {
         lang: [
             {
@@ -27,7 +28,20 @@ def statistics_figures(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
         ]
         for lang in LANGUAGES
     }
-    return {"kind": kind, "patients": float(np.sum(values["patients"])), "tables": tables}
+    drawn = {}
+    if kind in SURVIVAL:
+        drawn = {lang: [_as_data(figure) for figure in found.figures(lang)] for lang in LANGUAGES}  # type: ignore[attr-defined]
+    return {"kind": kind, "patients": float(np.sum(values["patients"])), "tables": tables, "figures": drawn}
+
+
+def _as_data(figure: Figure) -> dict[str, Any]:
+    return {
+        "svg": figure.svg,
+        "title": figure.title,
+        "caption": figure.caption,
+        "columns": list(figure.table.columns),
+        "rows": [list(row) for row in figure.table.rows],
+    }
 
 
 def _names(labels: Labels) -> dict[str, str]:
@@ -39,6 +53,10 @@ def _names(labels: Labels) -> dict[str, str]:
         "compare": _("Comparison"),
         "meta": _("Meta-analysis"),
         "effect": _("Average effect"),
+        "cox": _("Hazard ratios"),
+        "cox_one_hazard": _("Hazard ratios"),
+        "hazards": _("Hazard ratios"),
+        "km": _("Survival"),
     }
 
 
@@ -58,4 +76,7 @@ def statistics_section(statistics: StatisticsShown, labels: Labels) -> Section:
         if table.facts:
             blocks.append(Facts(tuple(table.facts)))
         blocks.append(Tabled("", Table(tuple(table.columns), tuple(tuple(row) for row in table.rows))))
+    for drawn in statistics.figures.get(labels.lang, []):
+        numbers = Table(tuple(drawn.columns), tuple(tuple(row) for row in drawn.rows))
+        blocks.append(Figure(drawn.svg, drawn.title, drawn.caption, numbers))
     return Section("statistics", _names(labels).get(statistics.kind, statistics.kind), blocks)

@@ -1,8 +1,10 @@
 """Charts of statistics: ratios of a model and of a meta-analysis as forests, balance as dots, overlap as bars in two colours."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medfed.evaluation.charts import histogram
 from medfed.evaluation.figure import Figure, two_digits
@@ -13,6 +15,9 @@ from medfed.methods.describe import Description
 from medfed.methods.glm_result import GlmFit
 from medfed.methods.meta_analysis import MetaResult
 from medfed.methods.table_one import Table1
+
+FloatArray = NDArray[np.float64]
+_PATIENTS_A_BAR = 50
 
 
 def _three_digits(value: float) -> str:
@@ -31,12 +36,19 @@ def coefficients_figure(fit: GlmFit, lang: str = "en") -> Figure:
     caption = _("Each is adjusted for all others; a line at {none} is no difference.").format(none=1 if ratios else 0)
     if not ratios:
         heads = (_("Term"), "", _("Difference (95% interval)"))
-        return dots([("", rows)], title=_("Coefficients"), caption=caption, heads=heads, reference=0.0, lang=lang)
+        return dots(
+            _each_its_own(rows), title=_("Coefficients"), caption=caption, heads=heads, reference=0.0, lang=lang
+        )
     named = _("Odds ratio (95% interval)") if fit.values["link"] == "logit" else _("Ratio (95% interval)")
     return forest(
         rows, title=_("Ratios"), caption=caption, heads=(_("Term"), "", named),
         favours=(_("fewer events"), _("more events")), lang=lang, form=two_digits,
     )  # fmt: skip
+
+
+def _each_its_own(rows: Sequence[Estimated]) -> list[tuple[str, list[Estimated]]]:
+    """A group for each row, so that all points look alike."""
+    return [(row.name, [replace(row, name="")]) for row in rows]
 
 
 def _end(value: float) -> float | None:
@@ -68,9 +80,14 @@ def meta_figure(result: MetaResult, lang: str = "en") -> Figure:
     heads = (_("Site"), _("Weight"), _("Estimate (95% interval)"))
     if logged:
         return forest(rows, title=_("Meta-analysis"), caption=caption, heads=heads, lang=lang)
-    groups = [(row.name, [row]) for row in rows]
     return dots(
-        groups, title=_("Meta-analysis"), caption=caption, heads=heads, reference=0.0, lang=lang, form=_three_digits
+        _each_its_own(rows),
+        title=_("Meta-analysis"),
+        caption=caption,
+        heads=heads,
+        reference=0.0,
+        lang=lang,
+        form=_three_digits,
     )
 
 
@@ -79,7 +96,7 @@ def differences_figure(table: Table1, lang: str = "en") -> Figure:
     _ = translator(lang)
     others = table.values["groups"][1:]
     groups = [
-        (str(name), [Estimated(other if len(others) > 1 else str(name), float(d)) for other, d in zip(others, found, strict=True)])
+        (str(name), [Estimated(other if len(others) > 1 else "", float(d)) for other, d in zip(others, found, strict=True)])
         for name, found in table.values["differences"].items()
         if np.isfinite(found).all()
     ]  # fmt: skip
@@ -116,14 +133,36 @@ def overlap_figures(effect: CausalEffect, lang: str = "en") -> tuple[Figure, Fig
 
 
 def histogram_figure(found: Description, name: str, title: str, lang: str = "en") -> Figure:
-    """Patients by a number, in equal parts of its declared range."""
+    """Patients by a number, in parts of its declared range; fewer parts where there are fewer patients."""
     _: Translate = translator(lang)
     frame = found.histogram(name)
-    caption = _("Equal parts of the declared range; patients of a part that holds a few are counted in its neighbour.")
-    edges = [float(frame["low"].iloc[0]), *(float(high) for high in frame["high"])]
-    return histogram(
-        edges, _counts(frame["patients"]), title=title, caption=caption, x_label=name, y_label=_("Patients"), lang=lang
+    edges = np.array([frame["low"].iloc[0], *frame["high"]], dtype=float)
+    edges, counts = _parts(edges, frame["patients"].to_numpy(dtype=float))
+    caption = _(
+        "Parts of the declared range, area for patients; patients of a part that holds a few are counted in its neighbour, and "
+        "a part that is empty for that is drawn as one with it."
     )
+    return histogram(
+        edges.tolist(),
+        _counts(counts.tolist()),
+        title=title,
+        caption=caption,
+        x_label=name,
+        y_label=_("Patients"),
+        lang=lang,
+    )
+
+
+def _parts(edges: FloatArray, counts: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Equal bins (2n,) -> fewer where few patients would make them ragged; those of a pair with an empty one as one bar."""
+    while len(counts) > 8 and counts.sum() < _PATIENTS_A_BAR * len(counts):
+        edges, counts = edges[::2], counts.reshape(-1, 2).sum(1)
+    pairs = counts.reshape(-1, 2)
+    joined = (pairs > 0).sum(1) == 1
+    keep = np.ones(len(edges), dtype=bool)
+    keep[1::2] = ~joined
+    shown = [count for pair, one in zip(pairs, joined, strict=True) for count in ([pair.sum()] if one else pair)]
+    return edges[keep], np.array(shown)
 
 
 def _counts(values: Sequence[float]) -> list[int | None]:

@@ -18,7 +18,18 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "compare": ("medfed.methods.compare.Compare", "medfed.evaluation.statistics_shown.Compared"),
     "meta": ("medfed.methods.meta_analysis.MetaAnalysis", "medfed.evaluation.statistics_shown.Pooled"),
     "effect": ("medfed.methods.causal.Causal", "medfed.evaluation.statistics_shown.Effect"),
+    "cox": ("medfed.methods.cox.Cox", "medfed.evaluation.survival_shown.HazardRatios"),
+    "cox_one_hazard": (
+        "medfed.methods.unstratified_cox.UnstratifiedCox",
+        "medfed.evaluation.survival_shown.HazardRatios",
+    ),
+    "hazards": (
+        "medfed.methods.discrete_hazards.DiscreteHazards",
+        "medfed.evaluation.survival_shown.HazardRatios",
+    ),
+    "km": ("medfed.methods.kaplan_meier.KaplanMeier", "medfed.evaluation.survival_shown.Curves"),
 }
+SURVIVAL = ("cox", "cox_one_hazard", "hazards", "km")
 
 
 class Result(Protocol):
@@ -37,8 +48,9 @@ def kind_of(study: Study) -> str | None:
     return next((kind for kind, (method, _) in KINDS.items() if study.method.use == f"medfed:{method}"), None)
 
 
-def shown(kind: str, values: Mapping[str, Any]) -> Result:
-    """The result of a run, to be read."""
+def shown(kind: str, values: Mapping[str, Any], study: Study) -> Result:
+    """The result of a run of a study, to be read."""
     module, _, name = KINDS[kind][1].rpartition(".")
-    found: Result = getattr(importlib.import_module(module), name)(values)
+    made = getattr(importlib.import_module(module), name)
+    found: Result = made(study, values) if kind in SURVIVAL else made(values)
     return found

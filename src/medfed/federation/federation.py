@@ -12,11 +12,12 @@ from medfed.canonical import canonical_json, digest, pack
 from medfed.errors import LISTED, FederationError, LedgerError
 from medfed.federation.budget import Charge
 from medfed.federation.call import Answer, Call, Failure, Own, Protection
-from medfed.federation.opening import check_bounds, counted_releases, decoded, entry_sizes, ring_of
+from medfed.federation.opening import check_bounds, decoded, ring_of
 from medfed.federation.packages import Method, step_name
 from medfed.federation.private import noise_shares, release_deviation
 from medfed.federation.ring import decode
 from medfed.federation.secure import SecureSums
+from medfed.federation.shown_counts import merges_under
 from medfed.federation.step import Reply, Step, bind, shape_of
 from medfed.privacy.plan import total_deviation
 from medfed.privacy.roster import MINIMUM_SITES
@@ -41,13 +42,15 @@ class Total:
     """Sums over the sites that were counted: ``total["score"]``; who they are; why others are not among them.
 
     noise: standard deviation of the noise in each entry of a sum, by name; empty where there is none, and for metered
-    releases, whose noise went through the step.
+    releases, whose noise went through the step. merged: whether neighbouring counts were merged before the total was opened,
+    each merged cell's standing at its last place (``merging``).
     """
 
     values: Mapping[str, NDArray[np.float64]]
     sites: tuple[str, ...]
     failures: Mapping[str, Failure]
     noise: Mapping[str, float] = field(default_factory=dict)
+    merged: bool = False
 
     def __getitem__(self, name: str) -> NDArray[np.float64]:
         return self.values[name]
@@ -85,6 +88,11 @@ class Federation:
     @property
     def study(self) -> Study:
         return self.run.study
+
+    @property
+    def is_secure(self) -> bool:
+        """Whether sums are seen as totals only."""
+        return self.run.protection == "secure"
 
     def on(self, part: str) -> "Federation":
         """Ask about this part (train, valid, test) instead of the first that a step reads."""
@@ -167,8 +175,7 @@ class Federation:
             assert self.run.secure is not None
             shapes = {name: shape for name, (_, shape) in expected.items()}
             length = sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values())
-            entries = sum(entry_sizes(step, shapes, study)[name] for name in counted_releases(step))
-            found = self.run.secure.total(call, own, step, length, entries)
+            found = self.run.secure.total(call, own, step, length, shapes)
             failures = {site: {"kind": f.kind, "reason": f.reason} for site, f in found.failures.items()}
             if len(found.sites) < needed:
                 raise FederationError(_too_few(step, self.sites, found.sites, failures, needed))
@@ -179,7 +186,8 @@ class Federation:
         secure = self.run.protection == "secure"
         outcome = self._once(step, inputs, {}, collect_secure if secure else collect_plain)
         noise = self._noise(step, len(outcome["sites"]))
-        return Total(outcome["values"], tuple(outcome["sites"]), _failures(outcome), noise)
+        merged = secure and merges_under(step, study)
+        return Total(outcome["values"], tuple(outcome["sites"]), _failures(outcome), noise, merged)
 
     def _noise(self, step: Step, counted: int) -> dict[str, float]:
         charge = self.run.charges.get(step_name(step))

@@ -62,6 +62,7 @@ class Here:
     fold_number: int | None = None
     sites: tuple[str, ...] = ("here",)
     round: int = 0
+    is_secure: bool = False
     _slots: dict[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
     _calls: list[int] = field(default_factory=lambda: [0], repr=False)
     _memo: Memo = field(default_factory=Memo, repr=False)

@@ -82,9 +82,40 @@ def entry_sizes(step: Step, shapes: Mapping[str, tuple[int, ...]], study: Study)
     return sizes
 
 
-def entries_question(asked: str) -> str:
-    """Names the count of a call's own released counts."""
-    return digest("medfed entries", asked)
+def entry_shapes(step: Step, shapes: Mapping[str, tuple[int, ...]], study: Study) -> dict[str, tuple[int, ...]]:
+    """Shapes of the counts that a step releases, from those of its coded releases."""
+    found = {}
+    for name, kind in counted_releases(step).items():
+        limbs = kind.limbs(rows_at_most=study.rows_at_most, sites_at_most=study.sites_at_most)
+        found[name] = tuple(shapes[name]) if limbs == 1 else tuple(shapes[name][:-1])
+    return found
+
+
+def entries_name(number: int) -> str:
+    """What the counts of a call's own released counts are shown as: the first of all, others of merged cells."""
+    return f"entries {number}"
+
+
+def entries_question(asked: str, shown: bytes, number: int) -> str:
+    """Names a count of a call's own released counts: of the cells that follow from the counts before it, as they are shown."""
+    return digest("medfed entries", asked, *(shown_bytes(shown, entries_name(before)) for before in range(number)))
+
+
+def entries_shown(shown: bytes) -> int:
+    """How many counts of its own released counts a call brings."""
+    number = 0
+    while shown_bytes(shown, entries_name(number)):
+        number += 1
+    return number
+
+
+def shown_bytes(shown: bytes, name: str) -> bytes:
+    """A count that a call brings, unread; nothing where it is not there."""
+    try:
+        data = unpack(shown).get(name) if shown else None
+    except LedgerError:
+        return b""
+    return data.tobytes() if isinstance(data, np.ndarray) and data.dtype == np.uint8 else b""
 
 
 def context_of(call: Call, study: Study, roster: Roster, length: int) -> Context:
@@ -97,7 +128,7 @@ def context_of(call: Call, study: Study, roster: Roster, length: int) -> Context
     if step == UNITS:
         question = Layout(study, len(roster.sites)).question(roster.digest)
     elif call.opening.purpose == "count":
-        question = entries_question(call.digest)
+        question = entries_question(call.digest, call.opening.shown, entries_shown(call.opening.shown))
     return Context(
         call.study, call.run, call.round, step, call.ordinal, question, roster.digest, length, call.opening.purpose,
         call.opening.attempt,
@@ -105,7 +136,7 @@ def context_of(call: Call, study: Study, roster: Roster, length: int) -> Context
 
 
 def show(counts: Mapping[str, SignedCount]) -> bytes:
-    """Signed counts as a call brings them: by "units" and "entries"."""
+    """Signed counts as a call brings them: by "units" and "entries 0", "entries 1", ..."""
     return pack({name: np.frombuffer(write_message(count), np.uint8) for name, count in counts.items()})
 
 
@@ -114,14 +145,10 @@ def shown_count(shown: bytes, name: str, question: str, length: int, roster: Ros
 
     Raises PolicyViolation where it is not there, PrivacyError where its signatures do not hold.
     """
-    try:
-        tree = unpack(shown) if shown else {}
-    except LedgerError:
-        tree = {}
-    data = tree.get(name)
-    if not isinstance(data, np.ndarray) or data.dtype != np.uint8:
+    data = shown_bytes(shown, name)
+    if not data:
         raise PolicyViolation(NOT_COUNTED)
-    count = read_message(data.tobytes())
+    count = read_message(data)
     if not isinstance(count, SignedCount) or count.question != question or count.totals.shape != (length,):
         raise PolicyViolation(NOT_COUNTED)
     check_count(count, roster, study.hash)

@@ -28,8 +28,8 @@ VISIBLE, SEEN = "v", "s"
 def distinct(patients: Patients) -> Patients:
     """Sorted, each once. By sorting: ten times as fast as ``np.unique``, which hashes, where nearly all differ."""
     order = np.sort(patients)
-    first = np.append(True, order[1:] != order[:-1])[: len(order)]
-    return np.asarray(order[first], dtype=np.uint64)
+    found: Patients = order[np.append(True, order[1:] != order[:-1])[: len(order)]]
+    return found
 
 
 def row_sets(*patients: Patients) -> dict[str, Patients]:

@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from medfed.errors import FederationError, PrivacyError
+from medfed.errors import FederationError, PolicyViolation, PrivacyError
 from medfed.federation.call import Answer, Call, Failure, Opening, Own, Purpose
-from medfed.federation.opening import context_of, entries_question, show
+from medfed.federation.merging import NoCells
+from medfed.federation.opening import context_of, counted_releases, entries_name, entries_question, entry_shapes, show
 from medfed.federation.openings import VISIBLE, flags_of
 from medfed.federation.secure_site import ATTEMPT_VOID
+from medfed.federation.shown_counts import CountsShown
 from medfed.federation.step import Step
 from medfed.federation.store import RunnerStore
 from medfed.federation.units import UNITS, Layout, lots_of
@@ -75,10 +77,12 @@ class SecureSums:
         self.keys = keys
         self.exchange = exchange
 
-    def total(self, call: Call, own: Mapping[str, Own], step: Step, length: int, entries: int) -> Opened:
+    def total(
+        self, call: Call, own: Mapping[str, Own], step: Step, length: int, shapes: Mapping[str, tuple[int, ...]]
+    ) -> Opened:
         """The sum of what the call's sites have to say, over as many of them as may be counted.
 
-        length: words of one answer; entries: how many numbers the step releases as counts. Raises FederationError, which says who is missing or refuses and what to do; the same
+        length: words of one answer; shapes: of its coded releases, by name. Raises FederationError, which says who is missing or refuses and what to do; the same
         question is asked again on resume.
         """
         try:
@@ -94,7 +98,7 @@ class SecureSums:
             try:
                 count = self._units(call, roster, sites, failures)
                 self._refuse_small_cells(call, roster, count)
-                found = self._sum(call, own, roster, length, entries, count, failures)
+                found = self._sum(call, own, roster, length, step, shapes, count, failures)
             except _GoOn as lost:
                 sites = lost.sites
                 continue
@@ -212,21 +216,45 @@ class SecureSums:
         own: Mapping[str, Own],
         roster: Roster,
         length: int,
-        entries: int,
+        step: Step,
+        shapes: Mapping[str, tuple[int, ...]],
         count: SignedCount,
         failures: dict[str, Failure],
     ) -> CoordinatorSide:
         tables = dict(zip(count.sites, count.tables, strict=True))
         shown = {"units": count}
         one = _Opening(call, own, roster, length, "sum", count.sites, count.sites, show(shown), tables)
-        if entries:
-            shown["entries"] = self._entries(one, 2 * entries, failures)
-            one = replace(one, shown=show(shown))
+        if counted_releases(step):
+            one = self._counted(one, step, shapes, shown, failures)
         return self._open(one, failures)
 
-    def _entries(self, one: _Opening, length: int, failures: dict[str, Failure]) -> SignedCount:
+    def _counted(
+        self,
+        one: _Opening,
+        step: Step,
+        shapes: Mapping[str, tuple[int, ...]],
+        shown: dict[str, SignedCount],
+        failures: dict[str, Failure],
+    ) -> _Opening:
+        """The call with the counts of its own released counts: of all cells and, where neighbours are merged, again of those."""
+        sizes = entry_shapes(step, shapes, self.study)
+        length = 2 * sum(int(np.prod(shape, dtype=np.int64)) for shape in sizes.values())
+        while True:
+            found = CountsShown(_opening(one, self.study, 0), step, one.roster, self.study, sizes)
+            try:
+                if found.merged.done:
+                    return one
+            except PolicyViolation:
+                raise NoCells(
+                    f"{_name(step.name)}: there are no cells whose counts over all sites together are large enough to be seen; "
+                    "invite more sites, join levels in the study, or ask for less"
+                ) from None
+            shown[entries_name(len(found.counts))] = self._entries(one, length, len(found.counts), failures)
+            one = replace(one, shown=show(shown))
+
+    def _entries(self, one: _Opening, length: int, number: int, failures: dict[str, Failure]) -> SignedCount:
         """The signed count of the entries that a step releases as counts, in lots."""
-        study, question = self.study.hash, entries_question(one.call.digest)
+        study, question = self.study.hash, entries_question(one.call.digest, one.shown, number)
         kept = self.store.kept_count(study, question, one.roster.digest, one.must)
         if kept is not None:
             count = read_message(kept)

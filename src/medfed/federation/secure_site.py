@@ -10,6 +10,7 @@ its noise was sized.
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,21 +20,24 @@ from medfed.errors import PolicyViolation, PrivacyError
 from medfed.federation import gate
 from medfed.federation.admission import Admission
 from medfed.federation.call import Answer, Call, Failure, Own
+from medfed.federation.merging import merged_counts
 from medfed.federation.opening import (
     NOT_COUNTED,
     context_of,
     counted_releases,
-    entries_question,
+    entries_name,
+    entry_shapes,
     entry_sizes,
     shown_count,
     words_of,
 )
 from medfed.federation.openings import GIVES_AWAY, Record, is_same_table, row_sets, table_word_with
-from medfed.federation.ring import decode
+from medfed.federation.ring import decode, encode
 from medfed.federation.seal import SiteStore
+from medfed.federation.shown_counts import CountsShown
 from medfed.federation.site_units import noise_secret
 from medfed.federation.step import Step, Sum
-from medfed.federation.units import UNITS, Layout, Units, entry_words, has_small_entry, lot_at
+from medfed.federation.units import UNITS, Layout, Units, entry_words, lot_at
 from medfed.privacy import Context, Roster, SignedCount, SiteSide, read_message, table_word, write_message
 from medfed.privacy.messages import Delivery, Survivors
 
@@ -57,10 +61,15 @@ def asked_digest(call: Call, own: Own) -> str:
 
 @dataclass
 class _Attempt:
-    """One attempt at one call, at one site. entries: numbers in each release; units: what the signed count says."""
+    """One attempt at one call, at one site. entries: numbers in each release; units: what the signed count says.
+
+    words: what is opened; before it is masked, neighbouring counts are merged by what the signed counts say. values: the
+    sealed answer, coded.
+    """
 
     context: Context
     words: IntArray
+    values: Mapping[str, Any]
     entries: Mapping[str, int]
     side: SiteSide
     units: Units | None = None
@@ -104,6 +113,7 @@ class SecureSites:
         count = None
         if isinstance(request, Delivery | Survivors) and call.step != UNITS and purpose != "noisy":
             count, attempt.units = self._judge(site, call, step, roster, attempt)
+            attempt.words = self._masked_words(site, call, step, roster, attempt)
         shown = count if purpose == "sum" else None
         return write_message(attempt.side.answer(request, attempt.words, shown))  # type: ignore[arg-type]
 
@@ -129,7 +139,7 @@ class SecureSites:
     def _begin(self, site: str, call: Call, step: Step, own: Own, roster: Roster, at: str) -> _Attempt:
         access, openings = self.admission.sites[site], self.store.openings
         table = access.table
-        words, entries = self._words(site, call, step, own)
+        words, values, entries = self._words(site, call, step, own)
         context = context_of(call, self.study, roster, len(words))
         if call.charge is not None:
 
@@ -138,7 +148,7 @@ class SecureSites:
 
             # No table word: it would tell, without noise, whether the rows changed.
             return _Attempt(
-                context, words, entries, SiteSide(site, access.key, context, roster, remember=remember_noisy)
+                context, words, values, entries, SiteSide(site, access.key, context, roster, remember=remember_noisy)
             )
         fresh = table_word_with(
             table_word(access.key, table.version),
@@ -160,11 +170,13 @@ class SecureSites:
             return openings.remember(site, key, sites, record)
 
         side = SiteSide(site, access.key, context, roster, remember=remember, table=word)
-        attempt = _Attempt(context, words, entries, side)
+        attempt = _Attempt(context, words, values, entries, side)
         return attempt
 
-    def _words(self, site: str, call: Call, step: Step, own: Own) -> tuple[IntArray, Mapping[str, int]]:
-        """The words that are opened, those that are sealed or for a count lots of the counts among them; entries by release."""
+    def _words(
+        self, site: str, call: Call, step: Step, own: Own
+    ) -> tuple[IntArray, Mapping[str, Any], Mapping[str, int]]:
+        """The words that are opened, before counts are merged; the sealed answer; how many entries each release has."""
         assert call.opening is not None
         found = self.store.sealed(call.key, [site]).get(site)
         if found is None:
@@ -175,17 +187,32 @@ class SecureSites:
         if isinstance(answer, Failure):
             raise PolicyViolation(answer.reason)
         if call.step == UNITS:
-            return words_of(answer.values), {}
+            return words_of(answer.values), {}, {}
         entries = entry_sizes(step, {name: np.shape(value) for name, value in answer.values.items()}, self.study)
         if call.opening.purpose != "count":
-            return words_of(answer.values), entries
-        rows_at_most, sites_at_most = self.study.rows_at_most, self.study.sites_at_most
-        counts = []
-        for name, kind in counted_releases(step).items():
-            limbs = kind.limbs(rows_at_most=rows_at_most, sites_at_most=sites_at_most)
-            counts.append(np.rint(decode(answer.values[name], limbs)).astype(np.int64))
-        lot = lot_at(self.study.privacy.minimum_cell, call.roster, site)
-        return entry_words(counts, lot, noise_secret(self.admission.sites[site], call, "entries")), entries
+            return words_of(answer.values), answer.values, entries
+        length = 2 * sum(entries[name] for name in counted_releases(step))
+        return np.zeros(length, dtype=np.int64), answer.values, entries
+
+    def _masked_words(self, site: str, call: Call, step: Step, roster: Roster, attempt: _Attempt) -> IntArray:
+        """The words of an attempt whose signed counts are judged: merged counts, or for a count the lots of them."""
+        assert call.opening is not None
+        kinds = counted_releases(step)
+        if not kinds:
+            return attempt.words
+        most = {"rows_at_most": self.study.rows_at_most, "sites_at_most": self.study.sites_at_most}
+        counts = {
+            name: np.rint(decode(attempt.values[name], kind.limbs(**most))).astype(np.int64)
+            for name, kind in kinds.items()
+        }
+        shown = self._shown(call, step, roster, attempt)
+        counts = merged_counts(counts, shown.merged.ends)
+        if call.opening.purpose == "count":
+            lot = lot_at(self.study.privacy.minimum_cell, call.roster, site)
+            secret = noise_secret(self.admission.sites[site], call, entries_name(len(shown.counts)))
+            return entry_words([counts[name] for name in sorted(counts)], lot, secret)
+        coded = {name: encode(counts[name].astype(np.float64), kind.limbs(**most)) for name, kind in kinds.items()}
+        return words_of({**attempt.values, **coded})
 
     # -- what has to hold before anything is masked ------------------------------------------------------------------
 
@@ -213,21 +240,23 @@ class SecureSites:
         patients = units.patients(call.part)
         if any(amount > policy.values_per_patient.get(kind, 0.0) * patients for kind, amount in values.items()):  # type: ignore[call-overload]
             raise PolicyViolation(gate.TOO_MANY_VALUES)
-        if call.opening.purpose == "sum" and counted_releases(step):
-            self._judge_entries(call, step, roster, attempt, count, units, minimum)
+        if counted_releases(step):
+            self._judge_entries(call, step, roster, attempt, count, minimum)
         return count, units
 
     def _judge_entries(
-        self, call: Call, step: Step, roster: Roster, attempt: _Attempt, count: SignedCount, units: Units, minimum: int
+        self, call: Call, step: Step, roster: Roster, attempt: _Attempt, count: SignedCount, minimum: int
     ) -> None:
         """Counts that a step releases are under the rule entry by entry, in total."""
         assert call.opening is not None
-        counted = [(kind, attempt.entries[name]) for name, kind in counted_releases(step).items()]
-        length = 2 * sum(size for _, size in counted)
-        question = entries_question(call.digest)
-        entries = shown_count(call.opening.shown, "entries", question, length, roster, self.study)
-        if entries.sites != count.sites:
+        shown = self._shown(call, step, roster, attempt)
+        if any(each.sites != count.sites for each in shown.counts):
             raise PolicyViolation(NOT_COUNTED)
-        zero_is_small = np.concatenate([np.full(size, kind.zero_is_small) for kind, size in counted])
-        if has_small_entry(entries.totals, minimum, zero_is_small):
+        if (call.opening.purpose == "sum") != shown.merged.done:
+            raise PolicyViolation(NOT_COUNTED)
+        if shown.merged.done and shown.has_small(minimum):
             raise PolicyViolation(gate.SMALL_COUNT)
+
+    def _shown(self, call: Call, step: Step, roster: Roster, attempt: _Attempt) -> CountsShown:
+        shapes = {name: np.shape(value) for name, value in attempt.values.items()}
+        return CountsShown(call, step, roster, self.study, entry_shapes(step, shapes, self.study))

@@ -78,10 +78,14 @@ class Count:
 
     ``zero_is_small`` says whether an empty cell is held back like a small one. A step that merges neighbouring
     cells to the site's minimum (``site.minimum_cell``) says False: its empty cells are the merged ones.
+    merges: under secure sums neighbours along the first axis are merged by rule on signed totals (``merging``), all columns
+    of such releases with the same borders ("together"), or each column along the second axis with its own ("apart"). A
+    merged cell's count stands at its last place.
     """
 
     shape: str = ""
     zero_is_small: bool = True
+    merges: Literal["", "together", "apart"] = ""
 
     def limbs(self, *, rows_at_most: int, sites_at_most: int) -> int:
         """Width of the ring, from public numbers only."""

@@ -9,7 +9,7 @@ random unless it is. Layout and lot follow from the study and the roster alone.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import combinations
 from math import ceil, prod
 from typing import Any, Literal
@@ -111,8 +111,14 @@ def lots_of(minimum: int, sites: int) -> IntArray:
 
 def lot_at(minimum: int, names: Sequence[str], site: str) -> int:
     """The lot in which ``site`` counts among the sites of a roster: in an order that follows from their names alone."""
-    order = sorted(names, key=lambda name: digest("medfed lot", *sorted(names), "of", name))
-    return int(lots_of(minimum, len(names))[order.index(site)])
+    return _lots_by_site(minimum, tuple(sorted(names)))[site]
+
+
+@lru_cache(maxsize=64)
+def _lots_by_site(minimum: int, names: tuple[str, ...]) -> dict[str, int]:
+    roster = digest("medfed lots", *names)
+    order = sorted(names, key=lambda name: digest(roster, name))
+    return dict(zip(order, lots_of(minimum, len(names)).tolist(), strict=True))
 
 
 def interactions_of(study: Study) -> tuple[tuple[str, ...], ...]:
@@ -293,7 +299,7 @@ class Units:
             cells = slice(start, start + factor.levels)
             start += factor.levels
             judged, needed = factor.groups(self.at_least[atom, cells], self.present[atom, cells])
-            if _is_small(judged @ self.at_least[atom, cells], judged @ self.present[atom, cells], needed, minimum):
+            if is_small(judged @ self.at_least[atom, cells], judged @ self.present[atom, cells], needed, minimum):
                 return (factor.name,)
             groups.append(judged)
             filled.append(needed)
@@ -303,7 +309,7 @@ class Units:
             start = cells.stop
             at_least = groups[one] @ self.at_least[atom, cells].reshape(shape) @ groups[other].T
             present = groups[one] @ self.present[atom, cells].reshape(shape) @ groups[other].T
-            if _is_small(at_least, present, filled[one][:, None] & filled[other], minimum):
+            if is_small(at_least, present, filled[one][:, None] & filled[other], minimum):
                 return (factors[one].name, factors[other].name)
         for places in self.layout.interactions:
             levels = self.layout.shape(places)
@@ -314,12 +320,13 @@ class Units:
             # Of those in a cell of the interaction, no patient with the outcome, or none without, tells everybody's.
             known = np.arange(levels[-1]) < levels[-1] - 1
             told = filled_cells.any(1, keepdims=True) & known & factors[places[-1]].told
-            if _is_small(counted, filled_cells, told, minimum):
+            if is_small(counted, filled_cells, told, minimum):
                 return tuple(factors[place].name for place in places)
         return ()
 
 
-def _is_small(at_least: IntArray, present: NDArray[Any], needed: NDArray[np.bool_], minimum: int) -> bool:
+def is_small(at_least: IntArray, present: NDArray[Any], needed: NDArray[np.bool_], minimum: int) -> bool:
+    """Whether a cell is under the minimum that is not empty, or may not be."""
     return bool(((at_least < minimum) & ((present > 0) | needed)).any())
 
 
@@ -328,14 +335,3 @@ def entry_words(counts: Sequence[IntArray], lot: int, secret: bytes) -> IntArray
     flat = np.concatenate([each.ravel() for each in counts])
     noise = np.frombuffer(hashlib.shake_256(secret).digest(8 * len(flat)), np.int64) | 1
     return np.concatenate([flat // lot * lot, np.where(flat > 0, noise, 0)])
-
-
-def read_entries(totals: IntArray) -> tuple[IntArray, NDArray[np.bool_]]:
-    """What a count of entries says: at least so many, and whether any at all, of every entry."""
-    at_least, present = np.split(totals, 2)
-    return at_least, present != 0
-
-
-def has_small_entry(totals: IntArray, minimum: int, zero_is_small: NDArray[np.bool_]) -> bool:
-    """Whether an entry of released counts is under the minimum in total. zero_is_small: (entries,)."""
-    return minimum > 1 and _is_small(*read_entries(totals), zero_is_small, minimum)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from medfed.federation.federation import Federation
+from medfed.federation.merging import NoCells
 from medfed.federation.site import Site
 from medfed.federation.step import Count, Input, Out, Sum, step
 from medfed.methods.concordance import Pairs, c_index, count_pairs
@@ -46,18 +47,18 @@ def _groups(
     reads="train",
     takes={**TAKES, "cuts": CUTS, "edges": _EDGES},
     releases={
-        "events_by_score": Count("time_cells,bins", zero_is_small=False),
-        "censored_by_score": Count("time_cells,bins", zero_is_small=False),
+        "events_by_score": Count("bins,time_cells", zero_is_small=False, merges="together"),
+        "censored_by_score": Count("bins,time_cells", zero_is_small=False, merges="together"),
     },
 )
 def score_table(
     site: Site, *, beta: FloatArray, centre: FloatArray, scale: FloatArray, cuts: FloatArray, edges: FloatArray
 ) -> Out:
-    """Patients with the event, and censored ones, by cell of the time grid and group of the model's score."""
+    """Patients with the event, and censored ones, by group of the model's score and cell of the time grid."""
     group, effective = _groups(site, beta, centre, scale, edges)
     cells = site_cells(site, cuts)
-    table = np.zeros((2, cells.count, len(edges)))
-    np.add.at(table, (1 - cells.event.astype(np.int64), cells.cell, group), 1.0)
+    table = np.zeros((2, len(edges), cells.count))
+    np.add.at(table, (1 - cells.event.astype(np.int64), group, cells.cell), 1.0)
     return Out({"events_by_score": table[0], "censored_by_score": table[1]}, effective_patients=effective)
 
 
@@ -142,12 +143,34 @@ def _coarsened(
     return best
 
 
+def _few_cells(events: FloatArray, minimum: float) -> NDArray[np.int64]:
+    """Ends of merged cells, as many as leave each of about as many groups of scores four times the minimum of events."""
+    wanted = max(2, int(np.sqrt(events.sum() / (4.0 * minimum))))
+    shares = np.cumsum(events) / events.sum()
+    ends = np.searchsorted(shares, np.arange(1, wanted) / wanted) + 1
+    return np.unique(np.append(ends, len(events)))
+
+
+def _as_merged(patients: FloatArray) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    """Ends of all cells, and of the groups that sites have merged: those of a total (cells, groups) that hold anybody."""
+    groups = np.flatnonzero(patients.sum(0) > 0) + 1
+    if len(groups) < 2 or len(patients) < 2:
+        return None
+    groups[-1] = patients.shape[1]
+    return np.arange(1, len(patients) + 1), groups
+
+
 def across_sites(
-    federation: Federation, inputs: dict[str, Any], within: FloatArray, patients: float, minimum: float
+    federation: Federation,
+    inputs: dict[str, Any],
+    within: FloatArray,
+    patients: float,
+    minimum: float,
+    events_by_cell: FloatArray,
 ) -> tuple[AcrossSites | None, list[tuple[str, ...]]]:
     """The C-index over all pairs, and the sites counted in each call. inputs: beta, centre, scale and cuts of a fit.
 
-    within: (3,) exact pairs, as ``Pairs.totals``. None where no table of scores and times is without a small count.
+    within: (3,) exact pairs, as ``Pairs.totals``. events_by_cell: (cells,) of the fit's time grid. None where no table of scores and times is without a small count.
     """
     scored = {name: inputs[name] for name in ("beta", "centre", "scale")}
     spread = federation.sum(score_spread, **scored)
@@ -156,15 +179,23 @@ def across_sites(
     count = min(GROUPS, federation.study.evaluation.bins)
     # The last group is open above; its edge is only there to be sent.
     edges = np.append(mean + deviation * norm.ppf(np.arange(1, count) / count), 1e3)
-    table = federation.sum(score_table, **inputs, edges=edges)
-    coarse = _coarsened(table["events_by_score"], table["censored_by_score"], minimum)
+    cuts = np.asarray(inputs["cuts"])
+    if federation.is_secure:
+        # Groups are merged before the table is opened, each time cell and kind at once: leave them enough to be merged to.
+        cuts = cuts[_few_cells(events_by_cell, minimum) - 1]
+    try:
+        table = federation.sum(score_table, **scored, cuts=cuts, edges=edges)
+    except NoCells:
+        return None, [spread.sites]
+    found_events, found_censored = (table[f"{kind}_by_score"].T for kind in ("events", "censored"))
+    coarse = (
+        _as_merged(found_events + found_censored) if table.merged else _coarsened(found_events, found_censored, minimum)
+    )
     if coarse is None:
         return None, [spread.sites, table.sites]
     cells, groups = coarse
-    events, censored = (
-        on_cuts(on_cuts(table[f"{kind}_by_score"], cells).T, groups).T for kind in ("events", "censored")
-    )
-    asked = {**scored, "cuts": np.asarray(inputs["cuts"])[cells - 1], "edges": edges[groups - 1]}
+    events, censored = (on_cuts(on_cuts(counts, cells).T, groups).T for counts in (found_events, found_censored))
+    asked = {**scored, "cuts": cuts[cells - 1], "edges": edges[groups - 1]}
     grouped = federation.sum(grouped_pairs_within, **asked)
     kinds = table_pairs(events, events + censored)
     numbers = np.concatenate([events.reshape(-1), censored.reshape(-1)])

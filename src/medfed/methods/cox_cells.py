@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from medfed.federation.site import Site
 from medfed.federation.step import Input, Out, Sum, step
 from medfed.methods.cox import PAIRS, TAKES, pair_sums, risk_patients, slopes_of
-from medfed.methods.newton import effective_patients, upper
+from medfed.methods.newton import upper
 from medfed.methods.risk_sets import RiskOrder, partial_likelihood
 from medfed.methods.time_grid import CELL_COUNTS, CUTS, site_cells
 
@@ -81,8 +81,8 @@ def cell_information(
             "second": upper((x * weight[:, None]).T @ x),
             **cells.counts(),
         },
-        # Who leaves before any event weighs nothing, and a site of nobody else shows nothing.
-        effective_patients=float(effective_patients(weight)) if weight.any() else risk_patients(x, beta[1:]),
+        # What hazard, less and marks pick out are cells, whose counts are under the rule for counts.
+        effective_patients=risk_patients(x, beta[1:]),
     )
 
 

@@ -3,6 +3,7 @@
 Made from a run's result and its study; nothing here asks a site. Names follow lifelines: ``to_frame``, ``summary``.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -167,23 +168,46 @@ class CoxFit:
     def summary(self, lang: str = "en") -> str:
         """The fit as text: who was counted, coefficients, tests, C-index, and what the time grid changes."""
         _ = translator(lang)
+        lines = [self._title(_), "", *(f"{name}: {value}" for name, value in self._counts(_))]
+        if self.result["held_back"]:
+            lines.append(_("Not counted: {sites}").format(sites=", ".join(self.result["held_back"])))
+        lines += ["", text_table(*self.coefficient_table(lang)), ""]
+        lines += [f"{name}: {value}" for name, value in self._tests(_)]
+        lines += [*self._order(_), *self._grid(_)]
+        if len(self.proportionality):
+            lines += ["", text_table(*self.proportionality_table(lang))]
+        return "\n".join(lines)
+
+    def facts(self, lang: str = "en") -> list[tuple[str, str]]:
+        """What stands above the coefficients, as names and values: counts, tests, C-index, the time grid."""
+        _ = translator(lang)
+        found = [(_("Model"), self._title(_)), *self._counts(_), *self._tests(_)]
+        for line in (*self._order(_), *self._grid(_)):
+            name, *value = re.split(": |：", line, maxsplit=1)
+            found.append((name, "".join(value)))
+        return found
+
+    def _counts(self, _: Translate) -> list[tuple[str, str]]:
         result = self.result
-        lines = [self._title(_), ""]
-        unit = self._time.unit
-        counts = [
+        return [
             (_("Sites counted"), number(len(result["sites"]), 0)),
             (_("Patients"), number(result["patients"], 0)),
             (_("Events"), number(result["events"], 0)),
-            (_("Follow-up"), f"{number(result['follow_up'], 0)} {unit}"),
+            (_("Follow-up"), f"{number(result['follow_up'], 0)} {self._time.unit}"),
             (_("Rounds"), number(result["rounds"], 0)),
         ]
-        lines += [f"{name}: {value}" for name, value in counts]
-        if result["held_back"]:
-            lines.append(_("Not counted: {sites}").format(sites=", ".join(result["held_back"])))
+
+    def _tests(self, _: Translate) -> list[tuple[str, str]]:
+        tests = ((_("Likelihood ratio test"), self.likelihood_ratio), (_("Wald test"), self.wald))
+        return [(name, _test_text(test, _)) for name, test in tests]
+
+    def coefficient_table(self, lang: str = "en") -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Heads and rows of ``to_frame``, for people."""
+        _ = translator(lang)
         ratio = _("Odds ratio of the hazard") if self.is_discrete else _("Hazard ratio")
         heads = ("", _("Coefficient"), _("Standard error"), ratio, _("95% interval"), "z", "P")
-        frame, rows = self.to_frame(), []
-        for name, row in frame.iterrows():
+        rows: list[tuple[str, ...]] = []
+        for name, row in self.to_frame().iterrows():
             inside = _("{low} to {high}").format(
                 low=number(row["exp(coef) lower 95%"], 3), high=number(row["exp(coef) upper 95%"], 3)
             )
@@ -191,19 +215,17 @@ class CoxFit:
                 (str(name), number(row["coef"], 4), number(row["se(coef)"], 4), number(row["exp(coef)"], 3), inside,
                  number(row["z"], 2), p_text(row["p"]))
             )  # fmt: skip
-        lines += ["", text_table(heads, rows), ""]
-        for name, test in ((_("Likelihood ratio test"), self.likelihood_ratio), (_("Wald test"), self.wald)):
-            lines.append(f"{name}: {_test_text(test, _)}")
-        lines += [*self._order(_), *self._grid(_)]
-        if len(self.proportionality):
-            heads_of_test = (_("Proportional hazards"), "chi2", "df", "P")
-            tested = [
-                (_("all together") if name == "GLOBAL" else str(name), number(row["chi2"], 2), number(row["df"], 0),
-                 p_text(row["p"]))
-                for name, row in self.proportionality.iterrows()
-            ]  # fmt: skip
-            lines += ["", text_table(heads_of_test, tested)]
-        return "\n".join(lines)
+        return heads, rows
+
+    def proportionality_table(self, lang: str = "en") -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Heads and rows of ``proportionality``, for people."""
+        _ = translator(lang)
+        rows: list[tuple[str, ...]] = [
+            (_("all together") if name == "GLOBAL" else str(name), number(row["chi2"], 2), number(row["df"], 0),
+             p_text(row["p"]))
+            for name, row in self.proportionality.iterrows()
+        ]  # fmt: skip
+        return (_("Proportional hazards"), "chi2", "df", "P"), rows
 
     def _title(self, _: Translate) -> str:
         if self.is_discrete:

@@ -22,13 +22,14 @@ from medfed.methods.cox import (
     in_units,
     no_convergence,
     opened,
+    risk_patients,
     slopes_in,
     slopes_of,
     with_intercept,
 )
 from medfed.methods.grid_likelihood import at_risk
 from medfed.methods.likelihood import Ascent, at_zero, climb, starting_at
-from medfed.methods.newton import effective_patients, sigmoid, symmetric, upper
+from medfed.methods.newton import sigmoid, symmetric, upper
 from medfed.methods.standardise import moments
 from medfed.methods.time_grid import (
     CELL_COUNTS,
@@ -67,7 +68,7 @@ def hazard_terms(
     count, q = cells.count, x.shape[1]
     score, information = x.T @ cells.event, np.zeros((q, q))
     expected, weight, crossed = np.zeros(count), np.zeros(count), np.zeros((count, q))
-    log_likelihood, own = 0.0, np.zeros(len(x))
+    log_likelihood = 0.0
     for start in range(0, len(x), _PIECE):
         rows = slice(start, start + _PIECE)
         eta = (x[rows] @ beta[1:])[:, None] + alpha
@@ -81,7 +82,6 @@ def hazard_terms(
         crossed += spread.T @ x[rows]
         happened = eta[np.arange(len(eta)), cells.cell[rows]] * cells.event[rows]
         log_likelihood += float(happened.sum() - np.where(here, np.logaddexp(0.0, eta), 0.0).sum())
-        own[rows] = spread.sum(1)
     return Out(
         {
             "score": score,
@@ -92,7 +92,8 @@ def hazard_terms(
             "log_likelihood": log_likelihood,
             **cells.counts(),
         },
-        effective_patients=float(effective_patients(own)),
+        # What alpha picks out are cells, whose counts are under the rule for counts.
+        effective_patients=risk_patients(x, beta[1:]),
     )
 
 

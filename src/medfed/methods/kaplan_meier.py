@@ -57,7 +57,10 @@ def _groups(site: Site, levels: FloatArray) -> IntArray:
 @step(
     reads="train",
     takes={"levels": _LEVELS},
-    releases={"events": Count("times,compared"), "censored": Count("times,compared")},
+    releases={
+        "events": Count("times,compared", merges="apart"),
+        "censored": Count("times,compared", zero_is_small=False, merges="apart"),
+    },
 )
 def counts_by_time_and_group(site: Site, *, levels: FloatArray) -> Out:
     """Patients with the event, and censored ones, by declared time interval and group: (times, groups) each."""
@@ -90,7 +93,8 @@ def log_rank_within(site: Site, *, levels: FloatArray) -> Out:
 @dataclass(frozen=True)
 class CurvesState:
     """curves: by index of ``levels``, cuts (declared intervals up to each cell's end), events, censored: (cells,) each,
-    and what merging changes (``_grid_changes``). log_rank, within: the tests on the declared grid, and within sites.
+    and what merging changes (``_grid_changes``). log_rank, within: the tests on the declared grid, and within sites. merged_before: whether
+    counts were merged before they were seen.
     """
 
     levels: list[str]
@@ -100,6 +104,7 @@ class CurvesState:
     sites: list[str]
     held_back: dict[str, Any]
     rounds: int
+    merged_before: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,7 @@ class KaplanMeier:
         if state.rounds == 0:
             total = federation.sum(counts_by_time_and_group, levels=levels)
             held = {site: {"kind": f.kind, "reason": f.reason} for site, f in total.failures.items()}
-            counted = self._merged(federation.study, state, total["events"], total["censored"])
+            counted = self._merged(federation.study, state, total["events"], total["censored"], known=not total.merged)
             return replace(counted, sites=list(total.sites), held_back=held, rounds=1)
         total = federation.roster(state.sites).sum(log_rank_within, levels=levels)
         if list(total.sites) != list(state.sites):
@@ -137,13 +142,19 @@ class KaplanMeier:
                 "start a new run when all of them answer"
             )
         kept = [everyone.index(level) for level in state.levels]
-        observed = np.asarray(state.log_rank["observed"])
+        observed = np.array([np.sum(state.curves[str(index)]["events"]) for index in range(len(kept))])
         variance = symmetric(total["variance"], len(levels))[np.ix_(kept, kept)]
         test = log_rank(observed, observed - total["difference"][kept], variance)
         return replace(state, within=asdict(test), rounds=2)
 
-    def _merged(self, study: Study, state: CurvesState, events: FloatArray, censored: FloatArray) -> CurvesState:
-        """Curves on merged cells, and the test. FederationError without events, or where a group has too few for a cell."""
+    def _merged(
+        self, study: Study, state: CurvesState, events: FloatArray, censored: FloatArray, *, known: bool
+    ) -> CurvesState:
+        """Curves on merged cells, and the test. FederationError without events, or where a group has too few for a cell.
+
+        known: whether counts are of declared intervals, or stand at the ends of cells that sites have merged. Then the test
+        is taken on the cells that all groups share, and what merging changes is a bound.
+        """
         if not events.sum() > 0:
             raise FederationError("no patient who was counted has the event; there is no curve to draw")
         there = np.flatnonzero((events + censored).sum(0) > 0)
@@ -157,28 +168,43 @@ class KaplanMeier:
         if few := [level for level, own in zip(levels, cuts, strict=True) if own is None]:
             which = f" in the group {' and '.join(map(repr, few))}" if self.by else ""
             raise refuse_no_cells(f"events, or patients without one,{which}")
+        chosen = _protected([own for own in cuts if own is not None], events.sum(0))
         curves = {
             str(index): {
                 "cuts": own,
                 "events": on_cuts(events[:, index], own),
                 "censored": on_cuts(censored[:, index], own),
-                "grid_changes": _grid_changes(study, events[:, index], censored[:, index], own),
+                "grid_changes": (_grid_changes if known else grid_bounds)(
+                    study, events[:, index], censored[:, index], own
+                ),
             }
-            for index, own in enumerate(_protected([own for own in cuts if own is not None], events.sum(0)))
+            for index, own in enumerate(chosen)
         }
-        test = asdict(log_rank(*log_rank_sums(events, events + censored))) if len(levels) > 1 else {}
-        return replace(state, levels=levels, curves=curves, log_rank=test)
+        shared = sorted(set.intersection(*(set(own.tolist()) for own in chosen)))
+        test: dict[str, Any] = {}
+        if len(levels) > 1 and known:
+            test = asdict(log_rank(*log_rank_sums(events, events + censored)))
+        elif len(levels) > 1 and len(shared) > 1:
+            common = np.array(shared, dtype=np.int64)
+            sums = log_rank_sums(on_cuts(events, common), on_cuts(events + censored, common))
+            test = {**asdict(log_rank(*sums)), "cells": float(len(common))}
+        return replace(state, levels=levels, curves=curves, log_rank=test, merged_before=not known)
 
     def done(self, state: CurvesState) -> bool:
         return state.rounds >= (2 if len(state.levels) > 1 and state.rounds else 1)
 
     def result(self, state: CurvesState) -> Mapping[str, Any]:
         tests = {"log_rank": dict(state.log_rank), "log_rank_within": dict(state.within)} if state.within else {}
+        tests = {name: test for name, test in tests.items() if test}
         return {
             "model": "kaplan_meier",
             "by": self.by,
             "levels": list(state.levels),
             "curves": dict(state.curves),
+            "patients": sum(
+                float(np.sum(curve["events"]) + np.sum(curve["censored"])) for curve in state.curves.values()
+            ),
+            "merged_before": state.merged_before,
             **tests,
             "rounds": state.rounds,
             "sites": list(state.sites),
@@ -220,3 +246,26 @@ def _grid_changes(study: Study, events: FloatArray, censored: FloatArray, cuts: 
             restricted_mean(merged, last)[0] - restricted_mean(fine, last)[0],
         ]
     )
+
+
+def grid_bounds(study: Study, events: FloatArray, censored: FloatArray, cuts: IntArray) -> FloatArray:
+    """The same where only the merged counts are known: by how much they can differ from the declared intervals' (3,).
+
+    In a merged cell all who are censored may leave before the first event, or after the last, so that the curve on the
+    declared intervals ends between (n - c - d) / (n - c) and (n - d) / n of where it began, the latter being the merged one.
+    """
+    d, c = on_cuts(events, cuts), on_cuts(censored, cuts)
+    merged = curve_of(cell_ends(study, cuts), d, c)
+    width = np.diff(cuts, prepend=0)
+    left = np.where(width > 1, merged.at_risk - c, merged.at_risk)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        lowest = np.cumprod(np.where(left > 0, (left - d) / left, 0.0))
+    before, lowest_before = (np.concatenate([[1.0], curve[:-1]]) for curve in (merged.survival, lowest))
+    interval = study.variables[study.time or ""].interval or 1.0
+    # The first declared interval of a cell ends before anything has happened in it.
+    area = interval * (before * width - (lowest_before + lowest * (width - 1)))
+    return np.array([
+        (merged.survival - lowest).max(),
+        np.where(width > 1, before - lowest, merged.survival - lowest).max(),
+        area.sum(),
+    ])  # fmt: skip

@@ -138,10 +138,27 @@ class KaplanMeierFit:
     def summary(self, lang: str = "en") -> str:
         """The curves as text: patients, events, median and restricted mean of each group; tests between them."""
         _ = translator(lang)
-        unit = self._time.unit
-        lines = [_("Kaplan-Meier, on the time grid"), "", f"{_('Sites counted')}: {len(self.result['sites'])}"]
+        lines = [_("Kaplan-Meier, on the time grid"), ""]
+        lines += [f"{name}: {value}" for name, value in self._counted(_)]
+        lines += ["", text_table(*self.group_table(lang)), ""]
+        lines += [f"{name}: {value}" for name, value in (*self._tests(_), *self._grid(_))]
+        return "\n".join(lines)
+
+    def facts(self, lang: str = "en") -> list[tuple[str, str]]:
+        """What stands beside the curves, as names and values: who was counted, tests, what merging changes."""
+        _ = translator(lang)
+        return [*self._counted(_), *self._tests(_), *self._grid(_)]
+
+    def _counted(self, _: Translate) -> list[tuple[str, str]]:
+        found = [(_("Sites counted"), number(len(self.result["sites"]), 0))]
         if self.result["held_back"]:
-            lines.append(_("Not counted: {sites}").format(sites=", ".join(self.result["held_back"])))
+            found.append((_("Not counted"), ", ".join(self.result["held_back"])))
+        return found
+
+    def group_table(self, lang: str = "en") -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Heads and one row a group: patients, events, cells, median and restricted mean with intervals."""
+        _ = translator(lang)
+        unit = self._time.unit
         heads = (
             "",
             _("Patients"),
@@ -152,7 +169,7 @@ class KaplanMeierFit:
             _("Mean up to {until} {unit}").format(until=f"{self._time.last_time:g}", unit=unit),
             _("95% interval"),
         )
-        rows = []
+        rows: list[tuple[str, ...]] = []
         for group in self.groups:
             curve, median, mean = self.curve(group), self.median(group), self.restricted_mean(group)
             counts = (number(float(curve.at_risk[0]), 0), number(float(curve.events.sum()), 0), str(len(curve.time)))
@@ -163,24 +180,33 @@ class KaplanMeierFit:
                     number(median.value, 1), _inside(median, 1, _), number(mean.value, 2), _inside(mean, 2, _),
                 )  # fmt: skip
             rows.append((self.name(group, lang), *counts, *figures))
-        lines += ["", text_table(heads, rows), ""]
-        for key, name in (
-            ("log_rank", _("Log-rank test, on the declared intervals")),
-            ("log_rank_within", _("Log-rank test within sites, exact")),
-        ):
+        return heads, rows
+
+    def _tests(self, _: Translate) -> list[tuple[str, str]]:
+        cells = self.result.get("log_rank", {}).get("cells")
+        across = _("Log-rank test, on the declared intervals")
+        if cells is not None:
+            across = _("Log-rank test, on {count} cells that all groups share").format(count=int(cells))
+        found = []
+        for key, name in (("log_rank", across), ("log_rank_within", _("Log-rank test within sites, exact"))):
             if test := self.result.get(key):
                 shown = f"chi2 {number(test['chi2'], 2)}, df {int(test['df'])}, P {p_text(test['p'])}"
-                lines.append(f"{name}: {shown}")
+                found.append((name, shown))
+        return found
+
+    def _grid(self, _: Translate) -> list[tuple[str, str]]:
+        unit = self._time.unit
         shaped = [curve["grid_changes"] for curve in self.result["curves"].values() if len(curve["cuts"]) > 1]
         changes = np.abs(np.stack(shaped)).max(0) if shaped else np.full(3, np.nan)
-        lines.append(_("Declared intervals of the time grid: {count}").format(count=self._time.intervals))
-        lines.append(
-            _(
-                "What merging changes: curves by at most {ends} at the ends of cells and {anywhere} between them, means by at "
-                "most {mean} {unit}"
-            ).format(ends=number(changes[0], 4), anywhere=number(changes[1], 4), mean=number(changes[2], 2), unit=unit)
-        )
-        return "\n".join(lines)
+        said = _(
+            "curves by at most {ends} at the ends of cells and {anywhere} between them, means by at most {mean} {unit}"
+        ).format(ends=number(changes[0], 4), anywhere=number(changes[1], 4), mean=number(changes[2], 2), unit=unit)
+        if self.result.get("merged_before"):
+            said = _("{changes} (a bound: how many left in each declared interval was never seen)").format(changes=said)
+        return [
+            (_("Declared intervals of the time grid"), number(self._time.intervals, 0)),
+            (_("What merging changes"), said),
+        ]
 
 
 def _with_survival(curve: Curve, survival: FloatArray) -> Curve:

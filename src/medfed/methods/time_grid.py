@@ -2,7 +2,8 @@
 
 Intervals are (0, w], (w, 2w], ...; a time of 0 is in the first. The counts by declared interval are asked for once, as
 a total over sites; neighbours are merged by rule on that total, and only merged cells go on: into questions (``cuts``),
-states and results. Every step that works on cells releases their counts with it, so that whoever judges counts judges
+states and results. Under secure sums they are merged before the total is opened (``federation.merging``): it stands at
+the last interval of each merged cell, and what is merged here is what more the method needs. Every step that works on cells releases their counts with it, so that whoever judges counts judges
 the cells too, and a site answers on one set of cuts a study.
 """
 
@@ -132,7 +133,14 @@ def refuse_no_cells(what: str) -> FederationError:
     )
 
 
-@step(reads="train", releases={"events": Count("times"), "censored": Count("times")})
+_TIMES = {
+    "events": Count("times", merges="together"),
+    "censored": Count("times", zero_is_small=False, merges="together"),
+}
+_LEVELS = Count("times,indicators", zero_is_small=False, merges="together")
+
+
+@step(reads="train", releases=_TIMES)
 def counts_by_time(site: Site) -> Out:
     """Patients with the event, and censored ones, by declared time interval: (times,) each."""
     (event,) = site.table.arrays("event")
@@ -140,24 +148,40 @@ def counts_by_time(site: Site) -> Out:
     return Out(cells.counts())
 
 
-@step(
-    reads="train",
-    releases={
-        "events": Count("times"),
-        "censored": Count("times"),
-        "with_level": Count("times,indicators"),
-        "events_with_level": Count("times,indicators"),
-    },
-)
-def counts_by_time_and_level(site: Site) -> Out:
-    """The same by declared interval, and how many of these patients have each coded level: (times, indicators)."""
+def _by_level(site: Site, *, by_event: bool) -> Out:
     event, features = site.table.arrays("event", "features")
     cells = Cells(declared_intervals(site), event, int(site.sizes["times"]))
     indicators = [index for index, column in enumerate(site.study.design.columns) if column.kind == "indicator"]
     levels = np.ascontiguousarray(features[:, indicators])
-    return Out(
-        {**cells.counts(), "with_level": cells.sums(levels), "events_with_level": cells.sums(levels * event[:, None])}
-    )
+    released = {**cells.counts(), "with_level": cells.sums(levels), "without_level": cells.sums(1.0 - levels)}
+    if by_event:
+        own = event[:, None]
+        released |= {
+            "events_with_level": cells.sums(levels * own),
+            "events_without_level": cells.sums((1.0 - levels) * own),
+        }
+    return Out(released)
+
+
+@step(reads="train", releases={**_TIMES, "with_level": _LEVELS, "without_level": _LEVELS})
+def counts_by_time_and_level(site: Site) -> Out:
+    """Patients by declared time interval and event, and of them those with and without each coded level: (times, indicators)."""
+    return _by_level(site, by_event=False)
+
+
+@step(
+    reads="train",
+    releases={
+        **_TIMES,
+        "with_level": _LEVELS,
+        "without_level": _LEVELS,
+        "events_with_level": _LEVELS,
+        "events_without_level": _LEVELS,
+    },
+)
+def counts_by_time_level_and_event(site: Site) -> Out:
+    """Patients by declared time interval, event and coded level, with the level and without it: (times, indicators)."""
+    return _by_level(site, by_event=True)
 
 
 CELLS = ("covariates", "events")
@@ -171,9 +195,11 @@ def check_cells(cells: str, minimum_cell: int) -> None:
         raise ValueError("minimum_cell is at least 1")
 
 
-def counting_steps(cells: str) -> tuple[Step, ...]:
+def counting_steps(cells: str, *, by_event: bool = False) -> tuple[Step, ...]:
     """The steps that ``merged_grid`` may ask with these settings."""
-    return (counts_by_time, counts_by_time_and_level) if cells == "covariates" else (counts_by_time,)
+    if cells == "events":
+        return (counts_by_time,)
+    return (counts_by_time, counts_by_time_level_and_event if by_event else counts_by_time_and_level)
 
 
 @dataclass(frozen=True)
@@ -194,7 +220,7 @@ def merged_grid(federation: Federation, least: float, *, cells: str, values: int
     """
     coded = any(column.kind == "indicator" for column in federation.study.design.columns)
     by_level = cells == "covariates" and least > 1 and coded
-    total = federation.sum(counts_by_time_and_level if by_level else counts_by_time)
+    total = federation.sum(counting_steps("covariates" if by_level else "events", by_event=by_event)[-1])
     events, leaving = total["events"][:, None], (total["events"] + total["censored"])[:, None]
     columns, needed, may_be_empty = (
         [events, leaving],
@@ -203,9 +229,9 @@ def merged_grid(federation: Federation, least: float, *, cells: str, values: int
     )
     others = [leaving - events]
     if by_level:
-        others += [total["with_level"], leaving - total["with_level"]]
+        others += [total["with_level"], total["without_level"]]
         if by_event:
-            others += [total["events_with_level"], events - total["events_with_level"]]
+            others += [total["events_with_level"], total["events_without_level"]]
     for counts in others:
         columns.append(counts)
         needed += [least] * counts.shape[1]

@@ -82,7 +82,7 @@ class UnstratifiedCox:
     @property
     def steps(self) -> tuple[Step, ...]:
         return (
-            moments, follow_up_counts, *counting_steps(self.cells), cell_risks, cell_information, cell_means,
+            moments, follow_up_counts, *counting_steps(self.cells, by_event=self.ties == "efron"), cell_risks, cell_information, cell_means,
             grouping_terms, pairs_within, score_spread, score_table, grouped_pairs_within,
         )  # fmt: skip
 
@@ -167,7 +167,7 @@ class UnstratifiedCox:
         grouped = federation.sum(grouping_terms, **inputs)
         pairs = federation.sum(pairs_within, **{name: inputs[name] for name in ("beta", "centre", "scale")})
         patients = float((events + censored).sum())
-        across, across_of = across_sites(federation, inputs, pairs["pairs"], patients, self._least(study))
+        across, across_of = across_sites(federation, inputs, pairs["pairs"], patients, self._least(study), events)
         answered = [answer.sites for answer in (total, *asked, grouped, pairs)] + across_of
         opening = dict(state.opening)
         if list(opening["null_sites"]) != list(state.sites):
