@@ -77,7 +77,7 @@ def powers(site: Site, *, about: FloatArray, scale: FloatArray) -> Out:
 def histograms(site: Site, *, home: FloatArray) -> Out:
     """Patients in 32 equal bins of each number's declared range; a bin of a few is counted with its neighbour.
 
-    home (numbers,): the bin of the mean, in which a site of a few patients counts them.
+    home (numbers,): the bin of the median, in which a site of a few patients counts them.
     """
     return Out({"bins": histogram(site, 1, BINS, grouped=False, home=home.astype(np.int64))[:, 0]})
 
@@ -157,13 +157,13 @@ class Describe:
 
     def advance(self, federation: Federation, state: DescribeState) -> DescribeState:
         if state.rounds == 0:
-            return self._begin(federation, state)
+            return self._with_bins(federation, self._begin(federation, state))
         quantiles = Search(**state.search)
         which = np.flatnonzero(quantiles.open)[: borders_at_once(state.patients, len(state.sites), 1) // 2]
         total = federation.roster(state.sites).sum(border_counts, borders=quantiles.asked(which))
         refuse_other_sites(state.sites, list(total.sites))
         quantiles = quantiles.answered(which, total["told"][:, None], int(state.study["minimum"]))
-        return replace(state, rounds=state.rounds + 1, search=vars(quantiles))
+        return self._with_bins(federation, replace(state, rounds=state.rounds + 1, search=vars(quantiles)))
 
     def _begin(self, federation: Federation, state: DescribeState) -> DescribeState:
         total = federation.sum(counts)
@@ -181,8 +181,6 @@ class Describe:
             mean, variance = mean_and_variance(known[0], second["powers"], about, scale)
             for other in (first, second):
                 refuse_other_sites(sites, list(other.sites))
-            home = np.clip(np.nan_to_num(mean) * BINS, 0, BINS - 1).astype(np.int64).astype(np.float64)
-            bins = unless_small(lambda: federation.sum(histograms, home=home)["bins"], bins.shape)
         if self.cross_tables:
             crossed = federation.sum(cross_counts)
             refuse_other_sites(sites, list(crossed.sites))
@@ -192,6 +190,18 @@ class Describe:
             variance=variance, bins=bins, pairs=pairs, search=vars(search(known[:1], self.shares())), sites=sites,
             held_back=held,
         )  # fmt: skip
+
+    def _with_bins(self, federation: Federation, state: DescribeState) -> DescribeState:
+        """Once it is known where patients are: a tiny site counts its own at the median, or the mean where none is wanted."""
+        if not self.done(state) or not len(state.bins):
+            return state
+        middle, shares = np.nan_to_num(state.mean), np.array(self.shares())
+        if len(shares):
+            edges = Search(**state.search).edges(np.tile([0.0, 1.0], (len(middle), 1)))
+            middle = edges.mean(1).reshape(len(middle), len(shares))[:, int(np.argmin(np.abs(shares - 0.5)))]
+        home = np.clip(np.floor(middle * BINS), 0, BINS - 1)
+        asked = federation.roster(state.sites)
+        return replace(state, bins=unless_small(lambda: asked.sum(histograms, home=home)["bins"], state.bins.shape))
 
     def done(self, state: DescribeState) -> bool:
         return state.rounds > 0 and not Search(**state.search).open.any()
