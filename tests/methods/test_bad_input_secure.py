@@ -17,6 +17,7 @@ from medfed.errors import FederationError, MedfedError, PolicyViolation
 from medfed.federation.policy import Policy
 from medfed.federation.units import Layout, interactions_of
 from medfed.methods.causal_result import CausalEffect
+from medfed.methods.describe import Description
 from medfed.methods.glm_result import GlmFit
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -55,7 +56,7 @@ def asked(
     **settings: Any,
 ) -> dict[str, Any]:  # fmt: skip
     study = study_of(
-        VARIABLES | (variables or {}), method, {"formula": formula, **settings}, list(parts),
+        VARIABLES | (variables or {}), method, {**({"formula": formula} if formula else {}), **settings}, list(parts),
         **({"privacy": {"minimum_cell": 10}} | (changes or {})),
     )  # fmt: skip
     return run(folder, study, parts, policy or Policy())
@@ -203,3 +204,30 @@ def test_one_heavy_patient_of_an_arm_holds_an_average_effect_back(tmp_path: Path
     steep.loc[steep.index[0], ["age", "arm"]] = [30.0, "new"]
     told = refused(tmp_path / "steep", steep, "~ age", method="causal.Causal")
     assert "rest on fewer patients than may be seen" in told
+
+
+def test_patients_of_a_tiny_site_are_counted_where_others_are(tmp_path: Path, patients: pd.DataFrame) -> None:
+    """Three patients above 100, where nobody else is: a bin of theirs, or a total less theirs, would show them."""
+    parts = uneven(patients)
+    parts["small"] = parts["small"].assign(age=[101.0, 104.0, 119.0])
+    found = Description(asked(tmp_path, parts, "", method="describe.Describe"))
+    bins = found.histogram("age")
+    assert bins["patients"].sum() == 1000
+    assert ((bins["patients"] == 0) | (bins["patients"] >= 10)).all()
+    assert bins.loc[bins["low"] >= 100, "patients"].sum() == 0
+    effect = CausalEffect(asked(tmp_path / "effect", parts, "~ age", method="causal.Causal"))
+    overlap = effect.overlap()[["first", "second"]].to_numpy()
+    assert overlap.sum() == 1000
+    assert ((overlap == 0) | (overlap >= 10)).all()
+
+
+def test_a_histogram_that_would_show_a_few_is_left_out_and_the_rest_is_told(
+    tmp_path: Path, patients: pd.DataFrame
+) -> None:
+    """Half of the ages are low and half high, and the mean, where a tiny site counts its own, is where nobody is."""
+    parts = uneven(patients.assign(age=np.where(np.arange(1000) % 2, 20.0, 110.0)))
+    found = Description(asked(tmp_path, parts, "", method="describe.Describe", quantiles=""))
+    assert found.histogram("age")["patients"].isna().all()
+    frame = found.to_frame()
+    assert frame.loc["age", "mean"] == pytest.approx(65.0)
+    assert "age" in found.summary()

@@ -22,6 +22,7 @@ import yaml
 
 from medfed.canonical import write_atomically
 from medfed.data.table import StudyTable
+from medfed.engines.nvflare.reasons import NO_STUDY
 from medfed.engines.site_folders import NO_TABLE
 from medfed.engines.what_if import what_if
 from medfed.errors import FederationError, StudyError
@@ -35,7 +36,7 @@ from medfed.study import Study, load_study, study_from_dict
 
 Settings = Mapping[str, bool | int | float | str]
 # Why a site does not answer a question that it has not approved yet.
-NOT_APPROVED = (NO_TABLE, "the site has not approved this version of the study")
+NOT_APPROVED = (NO_TABLE, NO_STUDY, "the site has not approved this version of the study")
 
 
 def question(study: Study, kind: str, settings: Settings) -> Study:

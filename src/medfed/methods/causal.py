@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from medfed.errors import FederationError, StudyError
 from medfed.federation.federation import Federation
 from medfed.federation.site import Site
-from medfed.federation.step import Input, Out, Step, Sum, step
+from medfed.federation.step import Count, Input, Out, Step, Sum, step
 from medfed.methods.causal_result import assemble
 from medfed.methods.design_matrix import (
     Block,
@@ -27,7 +27,7 @@ from medfed.methods.design_matrix import (
 from medfed.methods.newton import effective_patients, sigmoid, symmetric, upper
 from medfed.methods.scaling import formula_moments, scaling
 from medfed.methods.solve import newton_step, refuse_collinear
-from medfed.methods.summaries import without_small_cells
+from medfed.methods.summaries import in_bins, unless_small
 from medfed.study import Study
 from medfed.study.design import Formula
 from medfed.study.formula import default_formula, parse_formula
@@ -142,16 +142,14 @@ def _predicted(site: Site, block: Block, inputs: Mapping[str, FloatArray]) -> _P
         "doubly_robust": Sum("2", limit_per_row=1e6),
         "raw_columns": Sum("2,2,terms", limit_per_row=1e6),
         "weighted_columns": Sum("2,terms", limit_per_row=1e6),
-        "overlap": Sum("2,32", limit_per_row=1),
     },
     ranges=formula_ranges,
 )
 def effect_terms(site: Site, **inputs: FloatArray) -> Out:
-    """Sums for the mean outcome under each arm: inversely weighted, doubly robust; balance of columns; overlap of scores.
+    """Sums for the mean outcome under each arm: inversely weighted, doubly robust; balance of columns.
 
     By arm, the first one first: weighted (patients, weight, its square, weighted outcome); doubly_robust; raw_columns (sums
-    of columns and of their squares); weighted_columns; overlap: patients in 32 bins of the propensity score, a bin of a few
-    counted with its neighbour.
+    of columns and of their squares); weighted_columns.
     """
     q = len(inputs["propensity"])
 
@@ -161,20 +159,37 @@ def effect_terms(site: Site, **inputs: FloatArray) -> Out:
         weighted = np.stack([members.sum(1), at.weights.sum(1), (at.weights**2).sum(1), at.weights @ at.y], 1)
         robust = (at.means + at.weights * (at.y - at.means)).sum(1)
         raw = np.stack([members @ at.x.T, members @ (at.x * at.x).T])
-        bins = np.minimum((at.chance * OVERLAP_BINS).astype(np.int64), OVERLAP_BINS - 1)
-        overlap = np.bincount(at.arm.astype(np.int64) * OVERLAP_BINS + bins, minlength=2 * OVERLAP_BINS)
-        return weighted, robust, raw, at.weights @ at.x.T, overlap.reshape(2, OVERLAP_BINS).astype(np.float64)
+        return weighted, robust, raw, at.weights @ at.x.T
 
-    names = ("weighted", "doubly_robust", "raw_columns", "weighted_columns", "overlap")
-    shapes = ((2, 4), (2,), (2, 2, q), (2, q), (2, OVERLAP_BINS))
+    names = ("weighted", "doubly_robust", "raw_columns", "weighted_columns")
+    shapes = ((2, 4), (2,), (2, 2, q), (2, q))
     sums = {name: np.zeros(shape) for name, shape in zip(names, shapes, strict=True)}
     for found in over_blocks(site, inputs["centre"], inputs["scale"], terms, with_arm=True):
         for name, value in zip(names, found, strict=True):
             sums[name] = sums[name] + value
-    sums["overlap"] = without_small_cells(sums["overlap"].astype(np.int64), site.minimum_cell).astype(np.float64)
     patients, weight, square = sums["weighted"][:, :3].T
     first, second = weight**2 / np.where(square > 0, square, 1.0)
     return Out(sums, effective_patients=(first, second, smallest_cell(site)), effective_of=(*patients, 0))
+
+
+@step(
+    reads="train",
+    takes=_PROPENSITY,
+    releases={"overlap": Count("2,32", zero_is_small=False)},
+    ranges=formula_ranges,
+)
+def overlap_counts(site: Site, *, propensity: FloatArray, centre: FloatArray, scale: FloatArray) -> Out:
+    """Patients of each arm in 32 bins of the propensity score, (2, 32); a bin of a few is counted with its neighbour."""
+    clip = float(site.settings["clip"])
+
+    def bins_of(block: Block) -> NDArray[np.int64]:
+        chance = np.clip(sigmoid(propensity @ block.x), clip, 1 - clip)
+        bins = np.minimum((chance * OVERLAP_BINS).astype(np.int64), OVERLAP_BINS - 1)
+        return np.bincount(block.arm.astype(np.int64) * OVERLAP_BINS + bins, minlength=2 * OVERLAP_BINS)
+
+    counts = sum(over_blocks(site, centre, scale, bins_of, with_arm=True), np.zeros(2 * OVERLAP_BINS, np.int64))
+    home = int(sigmoid(propensity[:1])[0] * OVERLAP_BINS)  # of a patient at the means of all numbers
+    return Out({"overlap": in_bins(counts.reshape(2, OVERLAP_BINS), site.minimum_cell, home)})
 
 
 @step(
@@ -256,7 +271,7 @@ class Causal:
     most_rounds: int = 30
 
     steps: ClassVar[tuple[Step, ...]] = (
-        formula_moments, propensity_terms, arm_outcome_terms, effect_terms, influence_terms,
+        formula_moments, propensity_terms, arm_outcome_terms, effect_terms, overlap_counts, influence_terms,
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -356,7 +371,14 @@ class Causal:
         means = np.stack([weighted[:, 3] / weighted[:, 1], total["doubly_robust"] / rows])
         second = federation.sum(influence_terms, means=means, shares=weighted[:, 1] / rows, **inputs)
         self._same(state, second.sites)
-        sums = {**state.sums, **{name: total[name] for name in effect_terms.releases}, "means": means}
+        columns = {"propensity": state.propensity, "centre": state.centre, "scale": state.scale}
+        overlap = unless_small(lambda: federation.sum(overlap_counts, **columns)["overlap"], (2, OVERLAP_BINS))
+        sums = {
+            **state.sums,
+            "overlap": overlap,
+            **{name: total[name] for name in effect_terms.releases},
+            "means": means,
+        }
         sums |= {name: second[name] for name in influence_terms.releases}
         return replace(state, phase="done", rounds=state.rounds + 1, sums=sums)
 

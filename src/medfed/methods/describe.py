@@ -30,6 +30,7 @@ from medfed.methods.summaries import (
     refuse_other_sites,
     second_look,
     suppressed,
+    unless_small,
 )
 from medfed.methods.tables import Shown, text_of
 from medfed.study import Study
@@ -68,10 +69,17 @@ def powers(site: Site, *, about: FloatArray, scale: FloatArray) -> Out:
     return Out({"powers": power_sums(site, about[None], scale, grouped=False)[:, 0]})
 
 
-@step(reads="train", releases={"bins": Count("numbers,32", zero_is_small=False)})
-def histograms(site: Site) -> Out:
-    """Patients in 32 equal bins of each number's declared range; a bin of a few is counted with its neighbour."""
-    return Out({"bins": histogram(site, 1, BINS, grouped=False)[:, 0]})
+@step(
+    reads="train",
+    takes={"home": Input("numbers", limit=BINS - 1)},
+    releases={"bins": Count("numbers,32", zero_is_small=False)},
+)
+def histograms(site: Site, *, home: FloatArray) -> Out:
+    """Patients in 32 equal bins of each number's declared range; a bin of a few is counted with its neighbour.
+
+    home (numbers,): the bin of the median, in which a site of a few patients counts them.
+    """
+    return Out({"bins": histogram(site, 1, BINS, grouped=False, home=home.astype(np.int64))[:, 0]})
 
 
 @step(
@@ -93,7 +101,7 @@ def cross_counts(site: Site) -> Out:
 @dataclass(frozen=True)
 class DescribeState:
     """patients; levels (levels,); known (2, numbers): known and missing; mean, variance (numbers,) on the range 0 to 1;
-    bins (numbers, 32); search: where the quantiles lie, as far as is known (see ``Search``).
+    bins (numbers, 32), NaN where they can't be shown; search: where the quantiles lie, as far as is known (see ``Search``).
     """
 
     rounds: int
@@ -149,13 +157,13 @@ class Describe:
 
     def advance(self, federation: Federation, state: DescribeState) -> DescribeState:
         if state.rounds == 0:
-            return self._begin(federation, state)
+            return self._with_bins(federation, self._begin(federation, state))
         quantiles = Search(**state.search)
         which = np.flatnonzero(quantiles.open)[: borders_at_once(state.patients, len(state.sites), 1) // 2]
         total = federation.roster(state.sites).sum(border_counts, borders=quantiles.asked(which))
         refuse_other_sites(state.sites, list(total.sites))
         quantiles = quantiles.answered(which, total["told"][:, None], int(state.study["minimum"]))
-        return replace(state, rounds=state.rounds + 1, search=vars(quantiles))
+        return self._with_bins(federation, replace(state, rounds=state.rounds + 1, search=vars(quantiles)))
 
     def _begin(self, federation: Federation, state: DescribeState) -> DescribeState:
         total = federation.sum(counts)
@@ -171,9 +179,7 @@ class Describe:
             about, scale = second_look(*mean_and_variance(known[0], first["powers"], about, scale))
             second = federation.sum(powers, about=about, scale=scale)
             mean, variance = mean_and_variance(known[0], second["powers"], about, scale)
-            binned = federation.sum(histograms)
-            bins = binned["bins"]
-            for other in (first, second, binned):
+            for other in (first, second):
                 refuse_other_sites(sites, list(other.sites))
         if self.cross_tables:
             crossed = federation.sum(cross_counts)
@@ -184,6 +190,18 @@ class Describe:
             variance=variance, bins=bins, pairs=pairs, search=vars(search(known[:1], self.shares())), sites=sites,
             held_back=held,
         )  # fmt: skip
+
+    def _with_bins(self, federation: Federation, state: DescribeState) -> DescribeState:
+        """Once it is known where patients are: a tiny site counts its own at the median, or the mean where none is wanted."""
+        if not self.done(state) or not len(state.bins):
+            return state
+        middle, shares = np.nan_to_num(state.mean), np.array(self.shares())
+        if len(shares):
+            edges = Search(**state.search).edges(np.tile([0.0, 1.0], (len(middle), 1)))
+            middle = edges.mean(1).reshape(len(middle), len(shares))[:, int(np.argmin(np.abs(shares - 0.5)))]
+        home = np.clip(np.floor(middle * BINS), 0, BINS - 1)
+        asked = federation.roster(state.sites)
+        return replace(state, bins=unless_small(lambda: asked.sum(histograms, home=home)["bins"], state.bins.shape))
 
     def done(self, state: DescribeState) -> bool:
         return state.rounds > 0 and not Search(**state.search).open.any()
@@ -209,7 +227,9 @@ class Describe:
             "deviation": np.sqrt(np.maximum(state.variance, 0.0)) * width,
             "quantiles": quantiles,
             "ranges": ranges,
-            "bins": np.stack([merged(each, minimum) for each in state.bins]) if len(width) else state.bins,
+            "bins": np.stack([merged(each, minimum) for each in state.bins])
+            if np.isfinite(state.bins).all() and len(width)
+            else state.bins,
             "levels": [list(level) for level in state.study["levels"]],
             "level_counts": _shown_levels(state.levels, state.study["levels"], minimum),
             "pairs": state.pairs,

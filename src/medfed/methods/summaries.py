@@ -5,7 +5,7 @@ at every site (a tree of 2**16 leaves). Where a half would hold a few patients, 
 the border: so every node of the tree holds nobody, or the site's minimum at least, whatever is asked of it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations_with_replacement
 from math import ceil
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medfed.errors import FederationError
+from medfed.federation.gate import SMALL_COUNT
 from medfed.federation.site import Site
 from medfed.study import Study
 
@@ -165,16 +166,28 @@ def leaf_counts(site: Site, groups: int, leaves: int, *, grouped: bool) -> IntAr
     return site.memo(f"leaf counts {leaves} {grouped}", {}, compute)
 
 
-def histogram(site: Site, groups: int, bins: int, *, grouped: bool) -> FloatArray:
-    """Patients in equal bins of each number's declared range, small ones moved (see below): (numbers, groups, bins).
-
-    A bin has enough patients for its total to pass where sites count in lots (see ``units``): a third more than the minimum.
-    """
+def histogram(site: Site, groups: int, bins: int, *, grouped: bool, home: IntArray) -> FloatArray:
+    """Patients in equal bins of each number's declared range, small ones moved: (numbers, groups, bins). home: (numbers,)."""
     counts = leaf_counts(site, groups, bins, grouped=grouped)
     if not len(counts):
         return np.zeros((0, groups, bins))
-    least = site.minimum_cell + ceil(site.minimum_cell / 3) if site.minimum_cell > 1 else 1
-    return np.stack([without_small_cells(each, least) for each in counts]).astype(np.float64)
+    return np.stack([in_bins(each, site.minimum_cell, int(h)) for each, h in zip(counts, home, strict=True)])
+
+
+def in_bins(counts: IntArray, minimum: int, home: int) -> FloatArray:
+    """Counts (groups, 2**k) of a site as it may add them to a histogram over all sites.
+
+    A bin has nobody of a group, or a third more than the minimum: enough to pass where sites count in lots (see ``units``).
+    A site that has too few altogether counts all of them in the bin ``home``, where others are expected.
+    """
+    if minimum <= 1:
+        return counts.astype(np.float64)
+    least, total = minimum + ceil(minimum / 3), counts.sum(1)
+    if ((total > 0) & (total < least)).any():
+        moved = np.zeros(counts.shape)
+        moved[:, min(max(home, 0), counts.shape[1] - 1)] = total
+        return moved
+    return without_small_cells(counts, least).astype(np.float64)
 
 
 def without_small_cells(counts: IntArray, minimum: int) -> IntArray:
@@ -221,6 +234,16 @@ def suppressed(table: FloatArray, minimum: int) -> FloatArray:
 def merged(bins: FloatArray, minimum: int) -> FloatArray:
     """Histogram counts (bins,), as a total may show them: bins of a few are counted with their neighbours."""
     return np.asarray(without_small_cells(bins.astype(np.int64)[None], minimum)[0], dtype=np.float64)
+
+
+def unless_small(ask: Callable[[], FloatArray], shape: tuple[int, ...]) -> FloatArray:
+    """The counts that are asked for; NaN where sites refuse since one of them is small, which holds up nothing else."""
+    try:
+        return ask()
+    except FederationError as problem:
+        if SMALL_COUNT not in str(problem):
+            raise
+        return np.full(shape, np.nan)
 
 
 def refuse_other_sites(before: Sequence[str], now: Sequence[str]) -> None:

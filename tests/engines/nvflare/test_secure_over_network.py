@@ -19,6 +19,7 @@ from what_is_seen import sealed_words, store_of, terms_seen, traffic_of
 
 from medfed.applications.network.officer import build_and_approve
 from medfed.applications.network.party import copy_site
+from medfed.applications.statistics import open_consortium, question
 from medfed.canonical import pack, unpack
 from medfed.data.site_folder import load_site
 from medfed.engines.nvflare.engine import Networked
@@ -173,3 +174,21 @@ def test_a_site_that_goes_after_an_opening_is_waited_for_and_the_run_goes_on_whe
     net.until(lambda: net.connected() == set(SITES), 120)
     with closing(Networked(net.folder, HASTY)) as engine:
         assert run(net.folder, engine, HASTY, "gone") == wanted
+
+
+@pytest.mark.parametrize("kind", ["glm", "table1", "describe"])
+def test_statistics_are_the_same_bits_as_in_one_process(net: Loopback, kind: str) -> None:
+    """`medfed stats` on a running consortium: the question that nobody has approved, then its answer."""
+    settings = {"formula": "event ~ x0 + x1"} if kind == "glm" else {}
+    asked = question(STUDY, kind, settings)
+    alone = net.folder / "alone"
+    with pytest.raises(FederationError, match=r"approved this question yet.*medfed consortium propose "):
+        open_consortium(net.folder, STUDY).ask(kind, **settings)
+    net.until(lambda: {h["state"] for h in propose(net.network, asked, "").values()} == {"pending"}, 60)
+    for site in SITES:
+        build_and_approve(net.folder / "sites" / site, asked)
+        build_and_approve(alone / "sites" / site, asked)
+    over_network = open_consortium(net.folder, STUDY).ask(kind, **settings)
+    here = open_consortium(alone, STUDY).ask(kind, **settings)
+    assert pack(dict(over_network.values)) == pack(dict(here.values))
+    assert list(here.values["sites"]) == sorted(SITES)
