@@ -1,6 +1,6 @@
 """Every figure that README, docs and tests claim, measured now: claim, target, measured, n or interval, command.
 
-    python benchmarks/figures.py [--only demo|heart|crash|gate|secure|speed|survival|privacy]      (make figures ONLY=heart)
+    python benchmarks/figures.py [--only demo|heart|crash|gate|secure|speed|statistics|survival|privacy]      (make figures ONLY=heart)
 
 heart needs the UCI heart disease files: --data FOLDER, or MEDFED_DATA; it is skipped with a reason without them.
 """
@@ -150,6 +150,17 @@ def speed(data: Path | None) -> Iterator[Figure]:
                      f"mathematics alone {alone:.2f} ms", "python benchmarks/embedded_rounds.py", whole <= aim)  # fmt: skip
 
 
+def statistics(data: Path | None) -> Iterator[Figure]:
+    """Every figure of docs/for-statisticians.md, then each kind of model and test, beside pooled statsmodels, scipy and pandas."""
+    import statistics_page
+    import statistics_pooled
+
+    for claim, pooled, measured, difference, holds in statistics_page.rows():
+        yield Figure(claim, pooled, measured, difference, statistics_page.COMMAND, holds)
+    for claim, target, measured, n, holds in statistics_pooled.rows():
+        yield Figure(claim, target, measured, n, statistics_pooled.COMMAND, holds)
+
+
 def survival(data: Path | None) -> Iterator[Figure]:
     """Survival beside statsmodels and lifelines: 67 dialysis centres and the NCCTG lung cancer trial."""
     from survival import COMMAND, rows
@@ -199,6 +210,7 @@ SECTIONS: dict[str, Callable[[Path | None], Iterator[Figure]]] = {
     "gate": gate,
     "secure": secure,
     "speed": speed,
+    "statistics": statistics,
     "survival": survival,
     "privacy": privacy,
 }

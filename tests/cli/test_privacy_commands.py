@@ -54,6 +54,7 @@ def test_a_plan_halves_its_error_where_epsilon_is_large_and_patients_are_many(tm
     assert errors[4.0, "a"]["plain"] < errors[1.0, "a"]["plain"] / 2
     assert errors[1.0, "a"]["secure"] == pytest.approx(errors[1.0, "a"]["plain"] / 3**0.5), "shares of 3 sites"
     doubled = done("privacy", "plan", tmp_path, "--epsilon", "1", "--patients", "1000", "--json").json
+    assert found["shares"] == 3
     assert doubled["errors"][1]["plain"] == pytest.approx(errors[1.0, "a"]["plain"] / 2)
     events: dict[Event, int] = {}
     for release in found["releases"]:
@@ -75,6 +76,69 @@ def test_a_plan_of_a_method_without_bounds_is_refused_by_name(tmp_path: Path) ->
     said = refused("privacy", "plan", tmp_path, "--epsilon", "1")
     assert "newton.logistic_terms (score, information" in said
     assert "PrivateGLM" in said
+
+
+def test_a_plan_says_where_there_is_no_secure_total(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(PRIVATE, encoding="utf-8")
+    found = done("privacy", "plan", tmp_path, "--epsilon", "1", "--sites", "2", "--json").json
+    assert (
+        {release["secure"] for release in found["releases"]} == {error["secure"] for error in found["errors"]} == {None}
+    )
+    assert "With 2 there is no secure total" in done("privacy", "plan", tmp_path, "--epsilon", "1", "--sites", "2").out
+    plain = PRIVATE.replace("{epsilon: 8}", "{epsilon: 8, sums: plain}")
+    (tmp_path / "study.yaml").write_text(plain, encoding="utf-8")
+    assert "Secure sums: none in this study" in done("privacy", "plan", tmp_path, "--epsilon", "1").out
+    assert "本研究没有" in done("privacy", "plan", tmp_path, "--epsilon", "1", "--lang", "zh").out
+
+
+def test_several_local_steps_have_the_full_noise_at_each_site_under_secure_sums_too(tmp_path: Path) -> None:
+    local = PRIVATE.replace("private_glm.PrivateGLM", "private_fedavg.PrivateFedAvg").replace(
+        "rounds: 10", "rounds: 3, local_steps: 2"
+    )
+    (tmp_path / "study.yaml").write_text(local, encoding="utf-8")
+    found = done("privacy", "plan", tmp_path, "--epsilon", "8", "--json").json
+    training = {release["step"]: release for release in found["releases"]}
+    for step, calls in (("noisy_weight", 1), ("noisy_training", 6)):
+        assert training[step]["calls"] == calls
+        assert training[step]["secure"] == training[step]["plain"] == pytest.approx(training[step]["noise"] * 3**0.5)
+    assert training["scored_counts"]["secure"] == pytest.approx(training["scored_counts"]["noise"])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--epsilon", "0"), "--epsilon is above 0 and at most 50, not 0"),
+        (("--epsilon", "1", "--epsilon", "-2"), "--epsilon is above 0 and at most 50, not -2"),
+        (("--epsilon", "nan"), "--epsilon is above 0 and at most 50, not nan"),
+        (("--epsilon", "inf"), "--epsilon is above 0 and at most 50, not inf"),
+        (("--delta", "0"), "--delta is above 0 and at most 0.01, not 0; 1e-5 is usual"),
+        (("--delta", "1"), "--delta is above 0 and at most 0.01, not 1; 1e-5 is usual"),
+        (("--patients", "0"), "--patients is at least 1, not 0"),
+        (("--sites", "0"), "--sites is from 1 to 3, the number of sites that the study invites, not 0"),
+        (("--sites", "4"), "--sites is from 1 to 3, the number of sites that the study invites, not 4"),
+        (("--epsilon", "0.0001"), "would carry noise of more than 1600 times a patient's bound"),
+        (("--lang", "fr"), "there is no language 'fr'"),
+    ],
+)
+def test_an_option_that_can_not_be_meant_is_one_sentence(tmp_path: Path, options: tuple[str, ...], said: str) -> None:
+    (tmp_path / "study.yaml").write_text(PRIVATE, encoding="utf-8")
+    shown = refused("privacy", "plan", tmp_path, *options)
+    assert said in " ".join(shown.split())
+    assert len(shown.strip().split("\n")) == 1 or "epsilon 0.0001" in shown
+
+
+def test_a_plan_of_an_evaluation_that_judges_many_times_names_the_file_and_the_key(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(
+        PRIVATE.replace("design: holdout", "design: cross_validation"), encoding="utf-8"
+    )
+    shown = refused("privacy", "plan", tmp_path / "study.yaml", "--epsilon", "1")
+    assert "study.yaml" in shown
+    assert "evaluation.design: cross_validation fits and judges many times" in shown
+
+
+def test_a_plot_that_can_not_be_written_is_one_sentence(folder: Path) -> None:
+    shown = refused("privacy", "budget", folder / "sites" / "north", "--plot", folder)
+    assert "can't be written (Is a directory); name a file" in " ".join(shown.split())
 
 
 def test_the_preview_shows_noise_and_holds_back_what_the_budget_can_not_pay(tmp_path: Path) -> None:
@@ -116,6 +180,7 @@ def test_the_budget_says_what_was_spent_and_what_is_left(folder: Path) -> None:
     shown = done("privacy", "budget", site).out
     assert "three-sites" in shown
     assert "Spent over all studies: epsilon" in " ".join(shown.split())
+    assert "█" * 32 + "░" * 8 + " 80%" in shown
     assert "所有研究合计已用" in done("privacy", "budget", site, "--lang", "zh").out
     assert f"{found['spent']:g}"[:4] in done("site", "verify", site, "--json").out
 
@@ -139,7 +204,7 @@ def test_a_budget_of_an_edited_ledger_is_not_told(folder: Path) -> None:
 def test_the_report_of_a_private_run_shows_noisy_figures_and_no_number_of_patients(folder: Path) -> None:
     run = folder / "coordinator" / "runs" / "first"
     report = json.loads((run / "result.json").read_text())
-    assert (report["epsilon"], report["delta"]) == (8, 1e-5)
+    assert (report["epsilon"], report["delta"], report["protection"]) == (8, 1e-5, "secure")
     overall = report["prediction"]["methods"][0]["results"]
     assert [row["site"] for row in overall] == [None], "no site's own figures"
     assert overall[0]["oe_low"] < overall[0]["oe"] < overall[0]["oe_high"]
@@ -148,8 +213,14 @@ def test_the_report_of_a_private_run_shows_noisy_figures_and_no_number_of_patien
     for site in SITES:
         for part in ("train", "test"):
             assert f'"{part}": 1' not in text, site
-    for page, words in (("report.html", "Differential privacy of a patient"), ("report.zh.html", "患者级差分隐私")):
-        assert words in (run / page).read_text(encoding="utf-8")
+    for page, words, noise in (
+        ("report.html", "Differential privacy of a patient", "the noise of a total is spread over the sites"),
+        ("report.zh.html", "患者级差分隐私", "合计的噪声由各站点分担"),
+    ):
+        shown = (run / page).read_text(encoding="utf-8")
+        assert words in shown
+        assert noise in shown
+        assert "Counts are held to the minimum" not in shown
 
 
 def test_a_second_run_is_refused_with_a_reason_and_a_new_approval_lets_it_run(folder: Path) -> None:

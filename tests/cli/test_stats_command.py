@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import statsmodels.api as sm
 import statsmodels.formula.api as smf
-from consortium_folder import SITES, approve_all, done, make_sites, patients_of, refused
+from consortium_folder import SITES, approve_all, done, make_sites, medfed, patients_of, refused
 
 from medfed.applications.statistics import in_memory, open_consortium, question, write_question
 from medfed.errors import StudyError
@@ -88,6 +88,33 @@ def test_slips_are_told(folder: Path) -> None:
     assert "write NAME=VALUE" in refused("stats", "describe", study, "-c", folder, "--set", "cross_tables")
     assert "did you mean 'quantiles'" in refused("stats", "describe", study, "-c", folder, "--set", "quantile=0.5")
     assert "did you mean 'age'" in refused("stats", "glm", study, "-c", folder, "--formula", "event ~ agee")
+
+
+def test_what_a_fit_can_not_do_is_one_sentence_and_not_exit_code_0(folder: Path) -> None:
+    study = folder / "study.yaml"
+    asked = question(load_study(study), "glm", {"formula": "event ~ age", "most_rounds": 1})
+    approve_all(folder, write_question(folder, asked, "glm"))
+    told = refused("stats", "glm", study, "event ~ age", "-c", folder, "--set", "most_rounds=1")
+    assert "no convergence in 1 rounds (last change" in told
+    assert "takes no formula; glm, effect, meta do" in refused("stats", "table1", study, "event ~ age", "-c", folder)
+    assert "ends in .svg" in refused("stats", "glm", study, "event ~ age", "-c", folder, "--plot", folder / "fit.png")
+    assert "compare has no chart" in refused("stats", "compare", study, "-c", folder, "--plot", folder / "fit.svg")
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_a_formula_is_an_argument_and_the_fit_is_drawn(folder: Path, lang: str) -> None:
+    words = ("stats", "glm", folder / "study.yaml", "event ~ age", "-c", folder)
+    shown = done(*words, "--plot", folder / "fit.svg", "--lang", lang).out
+    assert "event ~ age" in shown
+    drawn = (folder / "fit.svg").read_text(encoding="utf-8")
+    assert ("more events" if lang == "en" else "事件较多") in drawn
+    assert open_consortium(folder, folder / "study.yaml").glm("event ~ age").plot(folder / "same.svg").exists()
+
+
+def test_the_help_shows_how_to_ask(folder: Path) -> None:
+    shown = medfed("stats", "--help").out
+    for kind in ("glm", "table1", "describe", "compare", "effect", "meta"):
+        assert f"medfed stats {kind} study.yaml" in shown
 
 
 def test_tables_in_memory_answer_all_kinds(folder: Path) -> None:

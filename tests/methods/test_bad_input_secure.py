@@ -121,7 +121,7 @@ def test_an_interaction_that_makes_a_small_cell_is_refused_by_name(
     assert (
         "a cell of 'stage' by 'arm' has" if events + others == 1 else "a cell of 'arm' by 'stage' by 'event' has"
     ) in told
-    assert "has fewer patients than may be seen (minimum cell 10; each site counts in lots of 4, rounded down)" in told
+    assert "has fewer patients than may be seen (minimum cell 10; each site counts in lots of up to" in told
     if events + others > 30:
         found = asked(tmp_path / "main", uneven(frame), "~ arm + stage + age")
         assert found["patients"] == 1000, "without the interaction nothing shows that cell"
@@ -158,11 +158,13 @@ def test_sites_judge_the_cells_of_an_interaction_whoever_asks(patients: pd.DataF
         for stage, j in (("i", 0), ("ii", 1), ("iii", 2)):
             for event, k in (("no", 0), ("yes", 1)):
                 assert joint[i, j, k] == expected.get((arm, stage, event), 0)
-    words = layout.words(counts[None], passing=True, showing=True, secret=b"s")
+    words = layout.words(counts[None], lot=1, passing=True, showing=True, secret=b"s")
     assert layout.read(words).refuses("train", 10, 10) is not None
     plain = Layout(study_of(VARIABLES, "glm.Glm", {"formula": "~ arm + stage"}, ["a", "b", "c"]), 3)
     counts = plain.count(table.on("all"), np.zeros(table.rows, np.int64))
-    assert plain.read(plain.words(counts, passing=True, showing=True, secret=b"s")).refuses("train", 10, 10) is None
+    assert (
+        plain.read(plain.words(counts, lot=1, passing=True, showing=True, secret=b"s")).refuses("train", 10, 10) is None
+    )
 
 
 def test_fewer_patients_than_coefficients_is_refused(tmp_path: Path, patients: pd.DataFrame) -> None:

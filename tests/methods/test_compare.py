@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from medfed.federation.policy import Policy
-from medfed.methods.compare import Comparison
+from medfed.methods.compare import Comparison, share_between
 from medfed.methods.table_one import Table1, code_differences
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -141,6 +141,34 @@ def test_rank_tests_differ_from_scipy_by_no_more_than_they_say(tmp_path: Path, p
     expected = stats.mannwhitneyu(arms["indomethacin"]["risk"], arms["placebo"]["risk"], method="asymptotic")
     assert abs(found.loc[("risk", "mann_whitney"), "statistic"] - expected.statistic) < 1e-9
     assert abs(found.loc[("risk", "mann_whitney"), "p"] / expected.pvalue - 1) < 1e-9
+
+
+def test_the_share_of_pairs_lies_between_its_ends_and_reaches_both() -> None:
+    """By brute force: of two groups in bins, each order within the bins and each place of those who are not told of."""
+    old, new = np.array([0.1, 0.4, 1.5, 1.7, 2.2]), np.array([0.2, 1.6, 2.1, 2.6])
+
+    def share(old: np.ndarray, new: np.ndarray) -> float:
+        return float(((new[:, None] > old) + 0.5 * (new[:, None] == old)).mean())
+
+    below = np.array([[(group < border).sum() for group in (old, new)] for border in range(4)], float)
+    told = np.stack([below, np.zeros_like(below)], -1)
+    least, largest = share_between(told)
+    assert least <= share(old, new) <= largest
+    assert largest == pytest.approx(share(np.floor(old), np.floor(new) + 0.9))
+    assert least == pytest.approx(share(np.floor(old) + 0.9, np.floor(new)))
+    # One old and two new patients of a site that is cut at 0 and 3 only: they may be anywhere between.
+    hidden = np.array([[0, 0], [1, 2], [1, 2], [0, 0]], float)
+    shown = np.array([[0, 0], [2, 0], [4, 1], [5, 4]], float)
+    least, largest = share_between(np.stack([shown, hidden], -1))
+    seen_old, seen_new = np.array([0.5, 0.5, 1.5, 1.5]), np.array([1.5, 2.5])
+    ends = [
+        share(np.append(seen_old, place), np.append(seen_new, [one, other]))
+        for place in (0.5, 1.5, 2.5)
+        for one in (0.5, 1.5, 2.5)
+        for other in (0.5, 1.5, 2.5)
+    ]
+    assert least <= min(ends)
+    assert max(ends) <= largest
 
 
 def test_three_groups_are_compared_by_variance_and_kruskal_wallis(tmp_path: Path) -> None:

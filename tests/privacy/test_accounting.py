@@ -102,6 +102,19 @@ def test_a_plan_spends_its_epsilon_and_not_more(planned: dict[str, Planned], eps
     assert spent(1.0) <= epsilon < spent(0.998)
 
 
+@pytest.mark.parametrize("epsilon", [0.01, 0.1])
+def test_a_small_epsilon_is_spent_to_three_digits(epsilon: float) -> None:
+    noise = noise_for({"a": Planned(2)}, epsilon, 1e-5)["a"]
+    assert 0.999 * epsilon < charged_epsilon({noise: 2}, 1e-5) <= epsilon
+    assert noise.noise == pytest.approx(gaussian_noise(epsilon, 1e-5) * math.sqrt(2), rel=2e-3)
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.2])
+def test_an_epsilon_near_nothing_is_refused_and_not_searched_for(rate: float) -> None:
+    with pytest.raises(ValueError, match="times a patient's bound"):
+        noise_for({"a": Planned(40, sampling_rate=rate)}, 1e-4, 1e-5)
+
+
 def test_twice_the_weight_is_half_the_noise() -> None:
     noise = noise_for({"a": Planned(3), "b": Planned(5, weight=2.0)}, 1.0, 1e-5)
     assert noise["a"].noise == pytest.approx(2 * noise["b"].noise)

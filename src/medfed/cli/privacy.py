@@ -13,6 +13,7 @@ from rich.table import Table
 from medfed.canonical import write_atomically
 from medfed.cli.console import AsJson, Language, out, print_json
 from medfed.data.site_folder import load_site
+from medfed.errors import PolicyViolation, StudyError
 from medfed.evaluation.charts import Line, curve
 from medfed.evaluation.study_run import StudyRun
 from medfed.federation.approval import approved_names
@@ -20,16 +21,22 @@ from medfed.federation.budget import charged_events, over_all
 from medfed.federation.ledger import open_store, rows_of, verify_ledger
 from medfed.federation.packages import find_method, step_name
 from medfed.federation.policy import load_policy
-from medfed.federation.private import charges_of, noise_shares, release_deviation
+from medfed.federation.private import charges_of, most_shares, release_deviation
 from medfed.federation.step import Step
 from medfed.language import number, translator
 from medfed.privacy.accounting import Event, Events, charged_epsilon, gaussian_noise, rdp_epsilon
 from medfed.privacy.plan import total_deviation
 from medfed.study import Study, load_study
+from medfed.study.schema import DELTA, LARGEST_DELTA, LARGEST_EPSILON
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Differential privacy: plan the noise of a study before it runs, and see a site's budget over all studies.",
+    help="""Differential privacy: plan the noise of a study before it runs, and see a site's budget over all studies.
+
+    A study with an epsilon lets no sum leave without noise. Whoever sees all its answers can then hardly tell whether any one patient was in a site's table: the chance of whatever they might conclude changes by a factor of at most e^epsilon, but for a rest of delta. A small epsilon (0.5, 1) is strong protection and much noise; a large one (8 and more) is weak.
+
+    First `plan`, by whoever writes the study; then each site sets `budget` in its policy.yaml and approves; after a run, `budget`.
+    """,
 )
 
 EPSILONS = (0.5, 1.0, 3.0, 8.0)
@@ -37,7 +44,11 @@ EPSILONS = (0.5, 1.0, 3.0, 8.0)
 
 @dataclass(frozen=True)
 class PlannedRelease:
-    """Noise of one release at one epsilon. noise: over a patient's bound; at_site, plain, secure: SD at a site, in totals."""
+    """Noise of one release at one epsilon.
+
+    noise: over a patient's bound; at_site, plain, secure: SD of the full noise at a site, in plain totals, in secure ones.
+    secure: None where there can be no secure total.
+    """
 
     epsilon: float
     step: str
@@ -46,18 +57,18 @@ class PlannedRelease:
     noise: float
     at_site: float
     plain: float
-    secure: float
+    secure: float | None
 
 
 @dataclass(frozen=True)
 class PlannedError:
-    """Expected error of one figure at one epsilon: SD of the noise in it, with plain and with secure sums."""
+    """Expected error of one figure at one epsilon: SD of the noise in it, with plain and with secure sums (None: no such)."""
 
     epsilon: float
     sentence: str
     parameters: Mapping[str, str]
     plain: float
-    secure: float
+    secure: float | None
 
 
 @app.command()
@@ -67,29 +78,64 @@ def plan(
         list[float] | None,
         typer.Option(help="A target epsilon; can be given several times. Default: the study's own, 0.5, 1, 3 and 8."),
     ] = None,
-    delta: Annotated[float | None, typer.Option(help="Delta. Default: the study's, or 1e-5.")] = None,
-    patients: Annotated[int, typer.Option(min=1, help="How many patients you expect, over all sites.")] = 1000,
-    sites: Annotated[int | None, typer.Option(min=1, help="How many sites answer. Default: all invited.")] = None,
+    delta: Annotated[
+        float | None,
+        typer.Option(
+            help="The chance at which epsilon may not hold: well under one in the number of patients. Default: the study's, or 1e-5."
+        ),
+    ] = None,
+    patients: Annotated[int, typer.Option(help="How many patients you expect, over all sites.")] = 1000,
+    sites: Annotated[
+        int | None, typer.Option(help="How many of the invited sites you expect to answer. Default: all.")
+    ] = None,
     lang: Language = "en",
     json: AsJson = False,
 ) -> None:
-    """Say how much noise each sum would carry for a target epsilon, and what error to expect of it. No data is needed."""
+    """Say how much noise each sum would carry for a target epsilon, and what error to expect of it. No data is needed.
+
+    The study names a private method (private_glm.PrivateGLM, private_fedavg.PrivateFedAvg, private_describe.PrivateDescribe); an epsilon need not stand in it yet. How often each sum is asked for, and so how much noise each carries, follows from the method's settings: fewer rounds, less noise.
+
+    Of every sum you see the noise twice. Plain: every site adds all of it, and needs to trust no other. Secure: sums are hidden under masks, and the noise is spread over the sites; that needs three sites and more.
+
+    Example: medfed privacy plan study.yaml --epsilon 1 --epsilon 3 --patients 920
+    """
     loaded = load_study(study)
+    invited = len(loaded.sites.invited)
+    _check_options(epsilon or [], delta, patients, sites, invited)
     own = [loaded.privacy.epsilon] if loaded.privacy.epsilon else []
     targets = sorted(set(epsilon or [*own, *EPSILONS]))
-    chosen = delta or loaded.privacy.delta or 1e-5
-    count = sites or len(loaded.sites.invited)
+    chosen = delta if delta is not None else loaded.privacy.delta or DELTA
+    count = invited if sites is None else sites
+    shares = most_shares(loaded)
     releases, errors = [], []
     for target in targets:
-        changed = with_epsilon(loaded, target, chosen)
-        found, expected = _planned(changed, target, patients, count)
+        try:
+            found, expected = _planned(with_epsilon(loaded, target, chosen), target, patients, count)
+        except StudyError as problem:
+            # Its words name the key, of a copy of the study under this epsilon.
+            said = str(problem).replace("study, ", "")
+            raise StudyError(f"{study}, with epsilon {target:g}: {said}") from None
         releases += found
         errors += expected
     if json:
-        print_json({"study": loaded.name, "delta": chosen, "sites": count, "patients": patients, "releases": releases,
-                    "errors": errors})  # fmt: skip
+        print_json({"study": loaded.name, "delta": chosen, "sites": count, "patients": patients, "shares": shares,
+                    "releases": releases, "errors": errors})  # fmt: skip
         return
-    _show_plan(loaded, chosen, count, patients, releases, errors, lang)
+    _show_plan(loaded, chosen, count, patients, releases, errors, lang, shares)
+
+
+def _check_options(
+    epsilons: Sequence[float], delta: float | None, patients: int, sites: int | None, invited: int
+) -> None:
+    """One sentence for an option that can't be meant. Raises StudyError."""
+    if bad := [epsilon for epsilon in epsilons if not 0 < epsilon <= LARGEST_EPSILON]:
+        raise StudyError(f"--epsilon is above 0 and at most {LARGEST_EPSILON:g}, not {bad[0]:g}")
+    if delta is not None and not 0 < delta <= LARGEST_DELTA:
+        raise StudyError(f"--delta is above 0 and at most {LARGEST_DELTA:g}, not {delta:g}; 1e-5 is usual")
+    if patients < 1:
+        raise StudyError(f"--patients is at least 1, not {patients}")
+    if sites is not None and not 1 <= sites <= invited:
+        raise StudyError(f"--sites is from 1 to {invited}, the number of sites that the study invites, not {sites}")
 
 
 def with_epsilon(study: Study, epsilon: float, delta: float) -> Study:
@@ -103,7 +149,8 @@ def _planned(
 ) -> tuple[list[PlannedRelease], list[PlannedError]]:
     run = StudyRun(study)
     charges = charges_of(study, run)
-    shares = noise_shares("secure", len(study.sites.invited))
+    shares = most_shares(study)
+    possible = 1 < shares <= sites
     releases: list[PlannedRelease] = []
     plain: dict[Step, float] = {}
     secure: dict[Step, float] = {}
@@ -114,27 +161,28 @@ def _planned(
         spread = shares if step.is_bounded else 1
         plain[step] = total_deviation(charge.event.noise, sites, 1)
         secure[step] = total_deviation(charge.event.noise, sites, spread)
-        for release in step.releases:
-            if step.is_bounded:
-                at_site = release_deviation(step, release, charge)
-                totals = [total_deviation(at_site, sites, k) for k in (1, spread)]
-                releases.append(
-                    PlannedRelease(epsilon, name, release, planned.calls, charge.event.noise, at_site, *totals)
-                )
-        if step.is_metered:
-            calls = planned.calls * planned.draws
+        for release in step.releases if step.is_bounded else ():
+            at_site = release_deviation(step, release, charge)
+            in_plain = total_deviation(at_site, sites, 1)
+            in_secure = total_deviation(at_site, sites, spread) if possible else None
             releases.append(
                 PlannedRelease(
-                    epsilon, name, "", calls, charge.event.noise, charge.event.noise, plain[step], secure[step]
+                    epsilon, name, release, planned.calls, charge.event.noise, at_site, in_plain, in_secure
                 )
-            )
+            )  # fmt: skip
+        if step.is_metered:
+            noise, calls = charge.event.noise, planned.calls * planned.draws
+            in_secure = secure[step] if possible else None
+            releases.append(PlannedRelease(epsilon, name, "", calls, noise, noise, plain[step], in_secure))
     method: Any = find_method(study)
     if not hasattr(method, "expected_errors"):
         return releases, []
     both = zip(
         method.expected_errors(study, plain, patients), method.expected_errors(study, secure, patients), strict=True
     )
-    return releases, [PlannedError(epsilon, a.sentence, dict(a.parameters), a.value, b.value) for a, b in both]
+    return releases, [
+        PlannedError(epsilon, a.sentence, dict(a.parameters), a.value, b.value if possible else None) for a, b in both
+    ]
 
 
 def _show_plan(
@@ -145,6 +193,7 @@ def _show_plan(
     releases: Sequence[PlannedRelease],
     errors: Sequence[PlannedError],
     lang: str,
+    shares: int,
 ) -> None:
     _ = translator(lang)
     heading = _("{name}: noise by epsilon, delta {delta}, {sites} sites, {patients} patients")
@@ -163,7 +212,7 @@ def _show_plan(
     ):
         table.add_column(column, overflow="fold")
     for row in releases:
-        cells = (f"{value:.4g}" for value in (row.noise, row.at_site, row.plain, row.secure))
+        cells = ("–" if value is None else f"{value:.4g}" for value in (row.noise, row.at_site, row.plain, row.secure))
         table.add_row(f"{row.epsilon:g}", row.release or row.step, str(row.calls), *cells)
     out.print(table)
     if errors:
@@ -172,12 +221,19 @@ def _show_plan(
             table.add_column(column)
         for error in errors:
             figure = _(error.sentence).format(**error.parameters)
-            table.add_row(f"{error.epsilon:g}", figure, f"{error.plain:.3g}", f"{error.secure:.3g}")
+            secure = "–" if error.secure is None else f"{error.secure:.3g}"
+            table.add_row(f"{error.epsilon:g}", figure, f"{error.plain:.3g}", secure)
         out.print(table)
-    out.print(
-        _("With plain sums every site adds the full noise; with secure sums the noise is shared over the sites."),
-        soft_wrap=True,
-    )
+    out.print(_("Plain sums: every site adds the full noise, which protects whatever the others do."), soft_wrap=True)
+    if shares == 1:
+        out.print(
+            _("Secure sums: none in this study; they need three invited sites, and `sums: strongest`."), soft_wrap=True
+        )
+        return
+    said = _("Secure sums: each site adds a share. The shares of {shares} of {invited} sites make up the whole noise, so at least so many must answer, and add theirs honestly.")  # fmt: skip
+    out.print(said.format(shares=shares, invited=len(study.sites.invited)), soft_wrap=True)
+    if sites < shares:
+        out.print(_("With {sites} there is no secure total.").format(sites=sites), soft_wrap=True)
 
 
 @app.command()
@@ -187,7 +243,12 @@ def budget(
     lang: Language = "en",
     json: AsJson = False,
 ) -> None:
-    """Say what a site's noisy answers have spent, over all studies, and what is left of its budget."""
+    """Say what a site's noisy answers have spent, over all studies, and what is left of its budget.
+
+    All studies that the ledger holds are composed: two cost less together than the sum of their epsilons, and what is left is not a difference either. The budget stands in the site's policy.yaml (`budget`, `budget_delta`); an answer that would pass it is refused before it is worked out. Nothing is changed by looking.
+
+    Example: medfed privacy budget sites/north --plot budget.svg
+    """
     site = load_site(folder)
     policy = load_policy(site.policy_path)
     by_study: dict[str, dict[Event, int]] = {}
@@ -218,7 +279,12 @@ def budget(
         ],
     }
     if plot is not None:
-        write_atomically(plot, _course_plot(course, policy.budget, lang).encode())
+        try:
+            write_atomically(plot, _course_plot(course, policy.budget, lang).encode())
+        except OSError as problem:
+            raise PolicyViolation(
+                f"--plot {plot} can't be written ({problem.strerror}); name a file in a folder that is there"
+            ) from None
         found["plot"] = str(plot)
     if json:
         print_json(found)
@@ -245,6 +311,12 @@ def further_epsilon(events: Events, budget: float, delta: float) -> float:
         return 0.0
     # Composed, a further study costs less than its own epsilon.
     return float(brentq(over, least, budget * 1.01 + least, xtol=1e-3)) if over(budget * 1.01 + least) > 0 else budget
+
+
+def bar(value: float, most: float, width: int = 40) -> str:
+    """A bar of text, filled as far as ``value`` reaches to ``most``; any value above 0 fills a place."""
+    filled = min(width, max(round(width * value / most), int(value > 0)))
+    return "█" * filled + "░" * (width - filled)
 
 
 def _course_plot(course: Sequence[float], budget: float, lang: str) -> str:
@@ -276,6 +348,8 @@ def _show_budget(found: Mapping[str, Any], lang: str) -> None:
             rdp=f"{found['check_rdp']:.4g}",
         ), soft_wrap=True,
     )  # fmt: skip
+    if found["budget"] > 0:
+        out.print(f"ε {bar(found['spent'], found['budget'])} {found['spent'] / found['budget']:.0%}")
     if found["left"] > 0:
         sentence = _("A further study may spend up to about epsilon {left} of its own: composed, both fit the budget.")
         out.print(sentence.format(left=f"{found['left']:.3g}"), soft_wrap=True)

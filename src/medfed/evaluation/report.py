@@ -93,7 +93,7 @@ def _head(labels: Labels, *, linked: bool) -> Head:
             _("Sites in the answer"),
             _("{counted} of {invited} invited").format(counted=len(counted), invited=len(data.sites)),
         ),
-        (_("Smallest count that may be seen"), str(data.minimum_cell)),
+        *([(_("Smallest count that may be seen"), str(data.minimum_cell))] if data.epsilon is None else []),
         (
             _("Protection of sums"),
             _("secure: only totals are seen") if data.protection == "secure" else _("plain: each site's sums are seen"),
@@ -174,7 +174,17 @@ def _sites(labels: Labels) -> Section:
     blocks: list[Block] = [Tabled(_("Invited sites"), Table(columns, rows))]
     if data.protection == "plain" and data.plain_because:
         blocks.append(Text(_("Sums are plain, because {reason}.").format(reason=_(data.plain_because)), "note"))
-    if data.protection == "secure":
+    if data.epsilon is not None:
+        secure = _(
+            "Sums are secure and carry noise: only totals are seen, and the noise of a total is spread over the sites. What protects "
+            "a patient is the noise, so counts are held to no minimum, and a site of a few patients can take part."
+        )
+        plain = _(
+            "Every site's sums carry the full noise. What protects a patient is the noise, so counts are held to no minimum, and "
+            "a site of a few patients can take part."
+        )
+        blocks.append(Text(secure if data.protection == "secure" else plain, "note"))
+    elif data.protection == "secure":
         blocks.append(
             Text(
                 _(
@@ -184,7 +194,7 @@ def _sites(labels: Labels) -> Section:
                 "note",
             )
         )
-    if data.protection == "plain" and with_reasons:
+    if data.protection == "plain" and data.epsilon is None and with_reasons:
         blocks.append(
             Text(
                 _(

@@ -286,9 +286,14 @@ class Admission:
         if call.charge is not None:
             return None  # sums that carry noise are not under the rules for exact ones
         openings, patients = self.store.openings, self.sites[site].table.on(call.part).pseudonyms
-        if secure and not openings.any_total(site, patients):
+        # Where a study sums nothing, no total follows; those of other studies are judged by what was seen of this site.
+        if secure and self._sums(site) and not openings.any_total(site, patients):
             return TOTALS_FIRST
         return openings.refuses_own(site, patients, reply=reply)
+
+    def _sums(self, site: str) -> bool:
+        approval = self.approval(site)
+        return approval is not None and any(find_step(name).is_sum for name in approval.steps)
 
     @staticmethod
     def _check_inputs_of(step: Step, call: Call, own: Own) -> None:

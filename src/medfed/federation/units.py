@@ -205,7 +205,8 @@ class Layout:
         """Patients and cells of every atom at one site: (atoms, cells). atom_of_row: (n,). Reads the table in pieces."""
         counts = np.zeros((self.atoms, self.cells), dtype=np.int64)
         for atom in range(self.atoms):
-            counts[atom, 0] = len(np.unique(whole.row_pseudonyms[atom_of_row == atom]))
+            order = np.sort(whole.row_pseudonyms[atom_of_row == atom])
+            counts[atom, 0] = np.count_nonzero(order[1:] != order[:-1]) + (len(order) > 0)
         start = 0
         for piece in whole.batches([factor.name for factor in self.factors]):
             values = [np.asarray(column, np.float64) for column in piece]

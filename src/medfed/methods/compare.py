@@ -88,12 +88,17 @@ class Compare:
         if not len(state.borders):
             return np.zeros(0, dtype=np.intp)
         inside = np.diff(state.told[..., 0] + state.told[..., 1] / 2, axis=0, append=state.told[-1:, :, 0])
-        tied = np.prod(np.maximum(inside[:, :2], 0.0), axis=1) if inside.shape[1] == 2 else (inside**2).sum(1)
+        # Pairs of two groups first; patients of one group alone matter for the correction for ties.
+        tied = (inside**2).sum(1)
+        if inside.shape[1] == 2:
+            tied = np.prod(np.maximum(inside, 0.0), axis=1) + 1e-6 * tied
         width = np.diff(state.borders[:, 1], append=0)
         worth = ~state.closed & (width > 1) & (tied > 0) & (inside.sum(1) >= 2 * int(state.study["minimum"]))
         for which in np.unique(state.borders[:, 0]):
             mine = np.flatnonzero((state.borders[:, 0] == which) & worth)
-            room = max(MOST_BINS - int((state.borders[:, 0] == which).sum()) + 1, 0)
+            # A border that only narrows where patients lie makes no bin.
+            bins = int(((state.borders[:, 0] == which) & (width > 0) & (inside.sum(1) > 0)).sum())
+            room = max(MOST_BINS - bins, 0)
             worth[mine[np.argsort(-tied[mine], kind="stable")[room:]]] = False
         chosen = np.flatnonzero(worth)
         return chosen[np.argsort(-tied[chosen], kind="stable")]
@@ -200,16 +205,28 @@ def rank_tests(told: FloatArray) -> list[dict[str, Any]]:
     pairs = float(sizes[0] * sizes[1])
     deviation = np.sqrt(pairs * (total + 1) / 12.0 * ties)
     z = (max(u, pairs - u) - pairs / 2 - 0.5) / deviation
-    # Order within a bin is unknown, and at each border half of those who may lie on either side.
-    unsure = told[..., 1] / 2
-    most = counts + unsure[:-1] + unsure[1:]
-    uncertain = min(0.5 * float(most[:, 0] @ most[:, 1]) / pairs + float((unsure.max(0) / sizes).sum()), 0.5)
+    lowest, highest = share_between(told)
+    uncertain = max(highest - u / pairs, u / pairs - lowest)
     return [
         {
             "test": "mann_whitney", "statistic": u, "p": float(min(2 * stats.norm.sf(z), 1.0)), "estimate": u / pairs,
             "uncertain": uncertain, "bins": bins,
         }
     ]  # fmt: skip
+
+
+def share_between(told: FloatArray) -> tuple[float, float]:
+    """The least and the largest share of pairs in which the second group has the larger value, as far as is told.
+
+    The share is the integral of the first group's distribution over the second's: largest where the first has as many
+    below each border as may be, all at the start of their bin, and the second as few, all at its end; least the other way.
+    told (borders, 2, 2): as in ``rank_tests``.
+    """
+    low = told[..., 0] / told[-1, :, 0]
+    high = told.sum(2) / told[-1, :, 0]
+    largest = float(np.diff(low[:, 1]) @ high[1:, 0])
+    least = float(np.diff(high[:, 1]) @ low[:-1, 0])
+    return least, largest
 
 
 def count_tests(counts: FloatArray, minimum: int) -> list[dict[str, Any]]:

@@ -60,7 +60,8 @@ def _charged(events: tuple[tuple[Event, int], ...], delta: float) -> float:
     sampled = any(event.sampling_rate < 1 for event, _ in events)
     check = rdp_epsilon(dict(events), delta, _WHOLE_ORDERS if sampled else None)
     interval = _FINE if sampled else _COARSE
-    interval = max(interval, check / 10_000)  # a large epsilon needs no fourth digit
+    # A small epsilon needs a finer one; a large epsilon no fourth digit.
+    interval = max(interval * min(1.0, check), check / 10_000)
     epsilon = pld_epsilon(dict(events), delta, interval)
     if not epsilon <= check * 1.01 + 0.01:
         raise LedgerError(

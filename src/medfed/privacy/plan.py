@@ -45,7 +45,8 @@ class ExpectedError:
 def noise_for(planned: Mapping[str, Planned], epsilon: float, delta: float) -> dict[str, Event]:
     """The event of each step's noisy sums, such that all calls together are charged at most ``epsilon``.
 
-    One base noise is divided by each step's weight; it is the least to six digits. ValueError where none is possible.
+    One base noise is divided by each step's weight; it is the least to four digits at least. ValueError where none is
+    possible.
     """
     return dict(_noise_for(tuple(sorted(planned.items(), key=lambda item: item[0])), epsilon, delta))
 
@@ -59,16 +60,27 @@ def _noise_for(planned: tuple[tuple[str, Planned], ...], epsilon: float, delta: 
             found[event] = found.get(event, 0) + plan.calls * plan.draws
         return found
 
+    name, least = min(planned, key=lambda item: item[1].weight)
+    most = LARGEST_NOISE * least.weight
+    if charged_epsilon(events(most), delta) > epsilon:
+        raise ValueError(
+            f"the calls of {name} would carry noise of more than {LARGEST_NOISE:g} times a patient's bound; change epsilon, "
+            "the number of rounds, or the weights"
+        )
     # Without sampling everything composes to one Gaussian: an upper end for the sampled case too.
     total = math.fsum(plan.calls * plan.draws * plan.weight**2 for _, plan in planned)
     high = gaussian_noise(epsilon, delta) * math.sqrt(total) * 1.001
     low = high / 1.002
     sampled = any(plan.sampling_rate < 1 for _, plan in planned)
     if sampled:
-        low = min(plan.weight for _, plan in planned) * SMALLEST_NOISE
+        low = least.weight * SMALLEST_NOISE
         for _ in range(40):
             middle = math.sqrt(low * high)
-            low, high = (low, middle) if pld_epsilon(events(middle), delta, 1e-3) <= epsilon else (middle, high)
+            low, high = (
+                (low, middle)
+                if pld_epsilon(events(middle), delta, 1e-3 * min(1.0, epsilon)) <= epsilon
+                else (middle, high)
+            )
             if high < low * 1.0005:
                 break
     for _ in range(60):
@@ -76,9 +88,10 @@ def _noise_for(planned: tuple[tuple[str, Planned], ...], epsilon: float, delta: 
             break
         middle = math.sqrt(low * high)
         low, high = (low, middle) if charged_epsilon(events(middle), delta) <= epsilon else (middle, high)
-    base = _rounded_up(high)
-    while charged_epsilon(events(base), delta) > epsilon:
-        base = _rounded_up(base * 1.00001)
+    base, more = _rounded_up(high), 1e-5
+    # What is charged is a little above the exact epsilon.
+    while base < most and charged_epsilon(events(base), delta) > epsilon:
+        base, more = min(_rounded_up(base * (1 + more)), most), 2 * more
     found = tuple((name, Event(base / plan.weight, plan.sampling_rate)) for name, plan in planned)
     for name, event in found:
         if not SMALLEST_NOISE <= event.noise <= LARGEST_NOISE:

@@ -127,6 +127,8 @@ class Parts(Declared):
 
 
 DELTA = 1e-5
+LARGEST_EPSILON = 50.0
+LARGEST_DELTA = 0.01
 
 
 class Privacy(Declared):
@@ -138,8 +140,8 @@ class Privacy(Declared):
 
     sums: Literal["strongest", "plain"] = "strongest"
     minimum_cell: int = Field(default=10, ge=1)
-    epsilon: float | None = Field(default=None, gt=0, le=50)
-    delta: float | None = Field(default=None, gt=0, le=0.01)
+    epsilon: float | None = Field(default=None, gt=0, le=LARGEST_EPSILON)
+    delta: float | None = Field(default=None, gt=0, le=LARGEST_DELTA)
 
     @model_validator(mode="before")
     @classmethod

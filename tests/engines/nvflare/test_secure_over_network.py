@@ -1,6 +1,7 @@
 """Secure sums over a real network: the same bits as in one process, processes that are killed in every stage, no site's terms."""
 
 import signal
+import sqlite3
 import sys
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from what_is_seen import sealed_words, store_of, terms_seen, traffic_of
 
 from medfed.applications.network.officer import build_and_approve
 from medfed.applications.network.party import copy_site
-from medfed.canonical import pack
+from medfed.canonical import pack, unpack
 from medfed.data.site_folder import load_site
 from medfed.engines.nvflare.engine import Networked
 from medfed.engines.nvflare.processes import ServiceLock
@@ -28,7 +29,9 @@ from medfed.engines.site_roster import add_to_roster, read_roster
 from medfed.errors import FederationError
 from medfed.federation.call import Call
 from medfed.federation.keys import load_signing_key, public_hex
-from medfed.federation.packages import find_method
+from medfed.federation.opening import ring_of
+from medfed.federation.packages import find_method, find_step
+from medfed.federation.ring import decode
 from medfed.federation.runner import Runner
 from medfed.study import Study
 
@@ -38,6 +41,10 @@ SITES = ("alpha", "beta", "gamma", "delta")
 ROWS = (150, 170, 90, 3)
 SHORT = {"invited": list(SITES), "minimum": 2, "deadline_minutes": 0.15}
 STUDY, HASTY = synthetic(SITES), synthetic(SITES, name="hasty", sites=SHORT)
+NOISY = synthetic(
+    SITES, name="noisy", privacy={"epsilon": 20}, evaluation={"design": "none"},
+    method={"use": "medfed:medfed.methods.private_glm.PrivateGLM", "settings": {"rounds": 7}},
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +53,15 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
     alone = folder / "alone"
     for index, (site, rows) in enumerate(zip(SITES, ROWS, strict=True)):
         write_site(folder, site, rows, seed=index)
+        policy = folder / "sites" / site / "policy.yaml"
+        policy.write_text(policy.read_text().replace("budget: 0 ", "budget: 30 "))
         copy_site(folder / "sites" / site, alone / "sites" / site)
         home = load_site(alone / "sites" / site)
         add_to_roster(home.folder, site, public_hex(load_signing_key(home.keys)))
     found = Loopback(folder, SITES, [])
     found.set_up()
     found.up()
-    for study in (STUDY, HASTY):
+    for study in (STUDY, HASTY, NOISY):
         # Whoever is just being connected gets it at the next try.
         found.until(lambda s=study: {h["state"] for h in propose(found.network, s, "").values()} == {"pending"}, 60)
         for site in SITES:
@@ -106,6 +115,44 @@ def test_processes_of_sites_that_are_killed_in_every_stage_change_nothing(net: L
     with closing(Networked(net.folder, STUDY)) as engine:
         assert run(net.folder, Proxy(engine, fault), STUDY, "killed") == in_one_process
     assert left == []
+
+
+def charged_answers(path: Path) -> dict[str, dict[str, Any]]:
+    """What a site sealed with noise, by call."""
+    with closing(sqlite3.connect(path)) as db:
+        rows = db.execute(
+            "select c.key, l.bytes from ledger l join call c on c.id=l.call where l.event is not null"
+        ).fetchall()
+    return {key: unpack(data) for key, data in rows}
+
+
+def test_shares_of_noise_add_up_to_what_was_sealed_whatever_is_killed(net: Loopback) -> None:
+    """Noise is drawn once: a total is the sum of the sites' sealed words, and is charged once a call."""
+    left = ["seal", "keys", "KeyList", "Delivery", "Survivors", "SignedSurvivors"]
+
+    def fault(call: Call, site: str, stage: str) -> None:
+        if site == "beta" and left and stage == left[0] and call.round > 6 - len(left):
+            left.pop(0)
+            assert net.signal("step", "beta", signal.SIGKILL) == 1
+
+    with closing(Networked(net.folder, NOISY)) as engine:
+        proxy = Proxy(engine, fault)
+        with closing(Runner(net.folder / "coordinator", proxy, NOISY)) as runner:
+            result = runner.execute(find_method(NOISY), "noisy")
+            stores = {site: net.folder / "sites" / site / "ledger.db" for site in SITES}
+            sealed = {site: charged_answers(path) for site, path in stores.items()}
+            keys = set(sealed["beta"])
+            totals = {key: runner.store.journaled(key) for key in keys}
+    assert left == []
+    assert result["sites"] == list(SITES), "three patients among them"
+    assert len(keys) == 8, "a count and seven gradients"
+    for key, journaled in totals.items():
+        assert journaled is not None
+        (name,) = journaled[1]["values"]
+        words = sum(sealed[site][key][name] for site in SITES)
+        bits = ring_of(find_step(key.split("|")[3]).releases[name], NOISY)  # type: ignore[arg-type]
+        assert (decode(words, *bits) == journaled[1]["values"][name]).all()
+    assert terms_seen(traffic_of(proxy) + (net.folder / "coordinator" / "runner.db").read_bytes(), stores) == {}
 
 
 def test_a_site_that_goes_after_an_opening_is_waited_for_and_the_run_goes_on_when_it_is_back(net: Loopback) -> None:
