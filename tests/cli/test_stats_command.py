@@ -99,6 +99,8 @@ def test_what_a_fit_can_not_do_is_one_sentence_and_not_exit_code_0(folder: Path)
     assert "takes no formula; glm, effect, meta, cox do" in refused(
         "stats", "table1", study, "event ~ age", "-c", folder
     )
+    for kind in ("cox", "km"):
+        assert "times to an event are asked for; write" in refused("stats", kind, study, "-c", folder)
     assert "ends in .svg" in refused("stats", "glm", study, "event ~ age", "-c", folder, "--plot", folder / "fit.png")
     assert "compare has no chart" in refused("stats", "compare", study, "-c", folder, "--plot", folder / "fit.svg")
 

@@ -84,9 +84,19 @@ def test_no_small_count_is_opened_and_nobody_is_lost(
 def test_an_opened_total_bounds_no_part_below_half_of_the_minimum(
     rng: np.random.Generator, sites: int, cells: int, mean: float, minimum: int
 ) -> None:
-    """An attacker holds each opened total and all lots: the parts of a cell less the most that is known of the others."""
-    falling = mean * np.exp(-np.arange(cells) / 8)
-    own = [{"events": rng.poisson(falling), "others": rng.poisson(mean / 2, cells)} for _ in range(sites)]
+    """An attacker holds each opened total and all lots: the parts of a cell less the most that is known of the others.
+
+    The counts are such that lots round off next to nothing, but for a few patients late in follow-up.
+    """
+    names = [f"site {index}" for index in range(sites)]
+    early = np.exp(-np.arange(cells) / 4)
+    own = [
+        {
+            name: lot_at(minimum, names, site) * rng.poisson(mean * early) + rng.binomial(1, 0.05, cells)
+            for name in ("events", "others")
+        }
+        for site in names
+    ]
     ends, levels, lots = counted(together, own, minimum)
     if ends is None:
         return

@@ -72,6 +72,8 @@ def _survival(study: Study, settings: Settings) -> tuple[Study, Settings]:
     """The study with the covariates that a setting ``formula`` names ("age + sex"; what is left of ~ is read over), and
     the other settings. StudyError for what is no sum of the study's covariates.
     """
+    if study.time is None:
+        raise StudyError(f"study {study.name!r}: times to an event are asked for; write `task: {{kind: survival}}`")
     rest = {name: value for name, value in settings.items() if name != "formula"}
     if not (text := str(settings.get("formula", "")).rpartition("~")[2].strip()):
         return study, rest

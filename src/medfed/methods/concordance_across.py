@@ -180,7 +180,7 @@ def across_sites(
     # The last group is open above; its edge is only there to be sent.
     edges = np.append(mean + deviation * norm.ppf(np.arange(1, count) / count), 1e3)
     cuts = np.asarray(inputs["cuts"])
-    if federation.is_secure:
+    if federation.is_secure and federation.study.privacy.minimum_cell > 1:
         # Groups are merged before the table is opened, each time cell and kind at once: leave them enough to be merged to.
         cuts = cuts[_few_cells(events_by_cell, minimum) - 1]
     try:
