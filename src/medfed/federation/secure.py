@@ -26,6 +26,7 @@ from medfed.federation.opening import (
     show,
 )
 from medfed.federation.openings import ATTEMPT_VOID, VISIBLE, flags_of
+from medfed.federation.secure_sentences import check_quorum, gone, missing_from, reasons_of, short_name
 from medfed.federation.shown_counts import CountsShown
 from medfed.federation.step import Step
 from medfed.federation.store import RunnerStore
@@ -102,7 +103,7 @@ class SecureSums:
         try:
             roster = Roster.of({site: self.keys[site] for site in call.roster})
         except PrivacyError as problem:
-            raise FederationError(f"{_name(step.name)}: {problem}") from None
+            raise FederationError(f"{short_name(step.name)}: {problem}") from None
         failures: dict[str, Failure] = {}
         sealed = self._sealed(call, own, _of_one_keep(own, failures), failures)
         if call.charge is not None:
@@ -122,7 +123,7 @@ class SecureSums:
             counted = found.survivors
             return Opened(found.total, counted, {s: f for s, f in sorted(failures.items()) if s not in counted})
         raise FederationError(
-            f"{_name(step.name)}: sites came and went too often to open the total; `medfed resume` asks again"
+            f"{short_name(step.name)}: sites came and went too often to open the total; `medfed resume` asks again"
         )
 
     # -- what is sealed, and over whom it may be opened ----------------------------------------------------------------
@@ -148,10 +149,10 @@ class SecureSums:
         if earlier and given_away(sealed, earlier, visible=visible):
             within = [names for names in earlier if names <= set(sealed)]
             if not within:
-                raise FederationError(_missing(step.name, earlier[-1] - set(sealed), failures))
+                raise FederationError(missing_from(step.name, earlier[-1] - set(sealed), failures))
             chosen = max((tuple(sorted(names)) for names in within), key=len)
             failures |= {site: Failure("refused", LEFT_OUT) for site in sealed if site not in chosen}
-        _check_quorum(chosen, roster, step.name, failures)
+        check_quorum(chosen, roster, step.name, failures)
         return chosen
 
     def _noisy(
@@ -167,7 +168,7 @@ class SecureSums:
 
         Any quorum of the roster will do, whatever the totals so far were over: the noise of so many is enough.
         """
-        _check_quorum(sealed, roster, call.step, failures)
+        check_quorum(sealed, roster, call.step, failures)
         found = self._open(_Opening(call, own, roster, length, "noisy", sealed), failures)
         counted = found.survivors
         return Opened(found.total, counted, {s: f for s, f in sorted(failures.items()) if s not in counted})
@@ -211,7 +212,7 @@ class SecureSums:
         layout, minimum = Layout(self.study, len(roster.sites)), self.study.privacy.minimum_cell
         if names := layout.read(count.totals).small_cell(minimum):
             raise FederationError(
-                f"{_name(call.step)}: over all sites, a cell of {' by '.join(map(repr, names))} has fewer patients than may be seen "
+                f"{short_name(call.step)}: over all sites, a cell of {' by '.join(map(repr, names))} has fewer patients than may be seen "
                 f"(minimum cell {minimum}; each site counts in lots of up to {lots_of(minimum, layout.sites)[0]}, rounded down). Join levels in the study, declare a number of two values as a code, leave a "
                 "variable or an interaction out, or invite more sites"
             )
@@ -260,7 +261,7 @@ class SecureSums:
                     return one
             except PolicyViolation:
                 raise NoCells(
-                    f"{_name(step.name)}: there are no cells whose counts over all sites together are large enough to be seen; "
+                    f"{short_name(step.name)}: there are no cells whose counts over all sites together are large enough to be seen; "
                     "invite more sites, join levels in the study, or ask for less"
                 ) from None
             shown[entries_name(len(found.counts))] = self._entries(one, length, len(found.counts), failures)
@@ -296,7 +297,7 @@ class SecureSums:
             if not any(failure.reason == ATTEMPT_VOID for failure in lost.values()):
                 break
         raise FederationError(
-            f"{_name(one.call.step)}: the total could not be opened: {problem} ({_reasons(lost)}). "
+            f"{short_name(one.call.step)}: the total could not be opened: {problem} ({reasons_of(lost)}). "
             "Nothing of it was seen; mend what keeps them away, then `medfed resume`"
         )
 
@@ -353,7 +354,7 @@ class SecureSums:
             if any(site in lost and lost[site].reason == ATTEMPT_VOID for site in missing):
                 raise PrivacyError(f"{', '.join(sorted(missing))} started anew")
             if fixed and missing:
-                raise FederationError(_gone(one.call.step, missing, lost))
+                raise FederationError(gone(one.call.step, missing, lost))
             if not fixed:
                 self._check_minimum(one, sites, lost)
                 self.store.fix_survivors(key, sites, [])
@@ -365,10 +366,10 @@ class SecureSums:
             if any(site in lost and lost[site].reason == ATTEMPT_VOID for site in missing):
                 raise PrivacyError(f"{', '.join(sorted(missing))} started anew")
             if fixed or given_away(sites, earlier, visible=visible | set(flagged)) or len(sites) < one.roster.quorum:
-                raise FederationError(_missing(one.call.step, missing, lost))
+                raise FederationError(missing_from(one.call.step, missing, lost))
             raise _GoOn(sites)
         if not must and given_away(sites, earlier, visible=visible | set(flagged)):
-            raise FederationError(_missing(one.call.step, set(one.asked) - set(sites), lost))
+            raise FederationError(missing_from(one.call.step, set(one.asked) - set(sites), lost))
         if not fixed:
             if one.purpose == "sum":
                 self._check_minimum(one, sites, lost)
@@ -379,8 +380,8 @@ class SecureSums:
         needed = min(self.study.sites.minimum, len(one.own))
         if len(sites) < needed:
             raise FederationError(
-                f"{_name(one.call.step)}: {len(sites)} of {len(one.own)} sites are left for the total, the study needs {needed} "
-                f"({_reasons(lost)}). Nothing was opened; mend what keeps them away, then `medfed resume`"
+                f"{short_name(one.call.step)}: {len(sites)} of {len(one.own)} sites are left for the total, the study needs {needed} "
+                f"({reasons_of(lost)}). Nothing was opened; mend what keeps them away, then `medfed resume`"
             )
 
 
@@ -396,38 +397,3 @@ def _of_one_keep(own: Mapping[str, Own], failures: dict[str, Failure]) -> tuple[
     most = max(Counter(kept.values()).items(), key=lambda found: (found[1], found[0] or ""))[0]
     failures |= {site: Failure("refused", OTHER_KEEP) for site, read in kept.items() if read != most}
     return tuple(site for site, read in kept.items() if read == most)
-
-
-def _name(step: str) -> str:
-    return step.rpartition(".")[2]
-
-
-def _reasons(failures: Mapping[str, Failure]) -> str:
-    return "; ".join(f"{site} {failure.kind}: {failure.reason}" for site, failure in sorted(failures.items()))
-
-
-def _check_quorum(sites: Sequence[str], roster: Roster, step: str, failures: Mapping[str, Failure]) -> None:
-    if len(sites) < roster.quorum:
-        raise FederationError(
-            f"{len(sites)} of {len(roster.sites)} sites answered {_name(step)!r}, a secure sum needs {roster.quorum} of "
-            f"them ({_reasons(failures)}). Mend what keeps them away, then `medfed resume`: the same question is asked again"
-        )
-
-
-def _gone(step: str, missing: set[str], lost: Mapping[str, Failure]) -> str:
-    why = _reasons({site: failure for site, failure in lost.items() if site in missing}) or "nothing was heard"
-    return (
-        f"{_name(step)}: the total was to be opened with {', '.join(sorted(missing))}, of whom nothing more was heard "
-        f"({why}). It is opened over one set of sites, so the run waits. Mend what keeps them away, then `medfed resume`: "
-        "the same question is asked again"
-    )
-
-
-def _missing(step: str, missing: set[str] | frozenset[str], lost: Mapping[str, Failure]) -> str:
-    names = ", ".join(sorted(missing))
-    why = _reasons({site: failure for site, failure in lost.items() if site in missing}) or "nothing was heard"
-    return (
-        f"{_name(step)}: {names} took part in the totals so far and is missing now ({why}). A total without, beside those "
-        f"with {names}, would give terms away, so the run waits. Mend what keeps it away, then `medfed resume`: the same "
-        "question is asked again"
-    )
