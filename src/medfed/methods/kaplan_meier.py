@@ -18,7 +18,7 @@ from medfed.federation.federation import Federation
 from medfed.federation.site import Site
 from medfed.federation.step import Count, Input, Out, Step, Sum, step
 from medfed.methods.newton import symmetric, upper
-from medfed.methods.survival_curves import curve_of, log_rank, log_rank_sums, restricted_mean
+from medfed.methods.survival_curves import curve_of, log_rank, log_rank_sums, lowest_survival, restricted_mean
 from medfed.methods.time_grid import cell_ends, declared_intervals, merged_cuts, on_cuts, refuse_no_cells
 from medfed.study import Study
 
@@ -254,12 +254,9 @@ def grid_bounds(study: Study, events: FloatArray, censored: FloatArray, cuts: In
     In a merged cell all who are censored may leave before the first event, or after the last, so that the curve on the
     declared intervals ends between (n - c - d) / (n - c) and (n - d) / n of where it began, the latter being the merged one.
     """
-    d, c = on_cuts(events, cuts), on_cuts(censored, cuts)
-    merged = curve_of(cell_ends(study, cuts), d, c)
+    merged = curve_of(cell_ends(study, cuts), on_cuts(events, cuts), on_cuts(censored, cuts))
     width = np.diff(cuts, prepend=0)
-    left = np.where(width > 1, merged.at_risk - c, merged.at_risk)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        lowest = np.cumprod(np.where(left > 0, (left - d) / left, 0.0))
+    lowest = lowest_survival(merged, width)
     before, lowest_before = (np.concatenate([[1.0], curve[:-1]]) for curve in (merged.survival, lowest))
     interval = study.variables[study.time or ""].interval or 1.0
     # The first declared interval of a cell ends before anything has happened in it.

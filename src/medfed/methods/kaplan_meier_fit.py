@@ -15,7 +15,15 @@ from scipy.stats import norm
 from medfed.errors import StudyError
 from medfed.language import Translate, number, translator
 from medfed.methods.cox_fit import p_text
-from medfed.methods.survival_curves import Curve, band, curve_of, pointwise, quantile_time, restricted_mean
+from medfed.methods.survival_curves import (
+    Curve,
+    band,
+    curve_of,
+    lowest_survival,
+    pointwise,
+    quantile_time,
+    restricted_mean,
+)
 from medfed.methods.text_table import text_table
 from medfed.methods.time_grid import cell_ends
 from medfed.study import Study
@@ -67,6 +75,11 @@ class KaplanMeierFit:
         cuts = np.asarray(self.result["curves"][str(self.groups.index(group))]["cuts"])
         return [bool(width > 1) for width in np.diff(cuts, prepend=0)]
 
+    def lowest(self, group: str = "") -> FloatArray:
+        """How low a curve on the declared intervals can be at the end of each cell (cells,); ``curve`` is how high."""
+        cuts = np.asarray(self.result["curves"][str(self.groups.index(group))]["cuts"])
+        return lowest_survival(self.curve(group), np.diff(cuts, prepend=0))
+
     def name(self, group: str, lang: str = "en") -> str:
         """A group as people read it: the meaning of its code."""
         codes = self.study.variables[self.result["by"]].codes or {} if self.result["by"] else {}
@@ -77,6 +90,8 @@ class KaplanMeierFit:
 
     def to_frame(self, level: float = 0.95, transform: str = "log-log", bands: str | None = None) -> pd.DataFrame:
         """One row a group and cell: time, at_risk, events, censored, survival with limits, Nelson-Aalen's hazard.
+
+        lowest: how low the curve on the declared intervals can be, where cells were merged.
 
         bands: "hall-wellner" or "equal-precision" adds limits that hold the whole curve at once.
         """
@@ -93,6 +108,7 @@ class KaplanMeierFit:
                 "survival": curve.survival,
                 "lower": low,
                 "upper": high,
+                "lowest": self.lowest(group),
                 "cumulative_hazard": curve.hazard,
                 "cumulative_hazard_se": np.sqrt(curve.hazard_variance),
             }
@@ -202,7 +218,13 @@ class KaplanMeierFit:
             "curves by at most {ends} at the ends of cells and {anywhere} between them, means by at most {mean} {unit}"
         ).format(ends=number(changes[0], 4), anywhere=number(changes[1], 4), mean=number(changes[2], 2), unit=unit)
         if self.result.get("merged_before"):
-            said = _("{changes} (a bound: how many left in each declared interval was never seen)").format(changes=said)
+            # In the last cell all who are still under observation leave, so that little is known of it.
+            early = [(self.curve(group), self.lowest(group)) for group in self.groups if len(self.merged(group)) > 1]
+            most = max((float((curve.survival - low)[:-1].max()) for curve, low in early), default=float("nan"))
+            said = _(
+                "{changes} (a bound: how many left in each declared interval was never seen); at the ends of all cells but "
+                "the last by at most {early}"
+            ).format(changes=said, early=number(most, 4))
         return [
             (_("Declared intervals of the time grid"), number(self._time.intervals, 0)),
             (_("What merging changes"), said),

@@ -197,3 +197,14 @@ def log_rank(observed: FloatArray, expected: FloatArray, variance: FloatArray) -
     except np.linalg.LinAlgError:
         statistic = float("nan")
     return LogRank(statistic, df, float(chi2.sf(statistic, df)) if df else float("nan"), observed, expected, variance)
+
+
+def lowest_survival(merged: Curve, width: NDArray[np.int64]) -> FloatArray:
+    """How low the curve on the declared intervals can be at the end of each merged cell (cells,), which are so many wide.
+
+    There all who are censored in a cell left before its first event; ``merged.survival`` is how high it can be.
+    """
+    left = np.where(width > 1, merged.at_risk - merged.censored, merged.at_risk)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        kept = np.where(left > 0, (left - merged.events) / left, 0.0)
+    return np.asarray(np.cumprod(kept), dtype=np.float64)
