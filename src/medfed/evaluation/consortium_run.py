@@ -163,11 +163,12 @@ def _report(
         "kind": study.task.kind,
         **_leaving(facts, secure=secure),
     }
+    kind = kind_of(study)
     curve = list(result["fitted"].get("curve") or ())
-    if len(curve) > 1:
+    if len(curve) > 1 and kind is None:  # statistics say in how many rounds; their likelihoods are no losses
         rounds = list(range(1, len(curve) + 1))
         report["training"] = [{"name": "main", "measure": "log-loss", "rounds": rounds, "values": curve}]
-    if (kind := kind_of(study)) is not None:
+    if kind is not None:
         report["statistics"] = statistics_figures(kind, result["fitted"], study)
     elif study.task.kind == "treatment_effect":
         report["effect"] = effect_figures(study, result["fitted"])

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from medfed.evaluation.figure import Figure, Table
-from medfed.evaluation.page import Block, Facts, Section, Tabled
+from medfed.evaluation.page import Block, Facts, Section, Tabled, Text
 from medfed.evaluation.report_data import StatisticsShown
 from medfed.evaluation.report_labels import Labels
 from medfed.evaluation.statistics_results import SURVIVAL, shown
@@ -44,6 +44,9 @@ def _as_data(figure: Figure) -> dict[str, Any]:
     }
 
 
+_LONGEST_FACT = 60  # what is longer is a sentence
+
+
 def _names(labels: Labels) -> dict[str, str]:
     _ = labels.translate
     return {
@@ -73,8 +76,10 @@ def statistics_section(statistics: StatisticsShown, labels: Labels) -> Section:
     """The method's tables."""
     blocks: list[Block] = []
     for table in statistics.tables[labels.lang]:
-        if table.facts:
-            blocks.append(Facts(tuple(table.facts)))
+        short = tuple(fact for fact in table.facts if len(fact[1]) <= _LONGEST_FACT)
+        if short:
+            blocks.append(Facts(short))
+        blocks += [Text(f"{name}: {value}") for name, value in table.facts if len(value) > _LONGEST_FACT]
         blocks.append(Tabled("", Table(tuple(table.columns), tuple(tuple(row) for row in table.rows))))
     for drawn in statistics.figures.get(labels.lang, []):
         numbers = Table(tuple(drawn.columns), tuple(tuple(row) for row in drawn.rows))
