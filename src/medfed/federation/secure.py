@@ -25,8 +25,8 @@ from medfed.federation.opening import (
     entry_shapes,
     show,
 )
-from medfed.federation.openings import ATTEMPT_VOID, VISIBLE, flags_of
-from medfed.federation.secure_sentences import check_quorum, gone, missing_from, reasons_of, short_name
+from medfed.federation.openings import ATTEMPT_VOID, GIVES_AWAY, VISIBLE, flags_of
+from medfed.federation.secure_sentences import check_quorum, gone, missing_from, not_without, reasons_of, short_name
 from medfed.federation.shown_counts import CountsShown
 from medfed.federation.step import Step
 from medfed.federation.store import RunnerStore
@@ -296,6 +296,11 @@ class SecureSums:
             failures |= lost
             if not any(failure.reason == ATTEMPT_VOID for failure in lost.values()):
                 break
+        fixed = self.store.survivors(key)
+        if fixed and all(site in lost and lost[site].reason == GIVES_AWAY for site in fixed):
+            # Nobody signed this set, so none stands by it: with the others back, another one is asked for.
+            self.store.fix_survivors(key, (), ())
+            raise FederationError(not_without(one.call.step, set(one.roster.sites) - set(fixed), failures))
         raise FederationError(
             f"{short_name(one.call.step)}: the total could not be opened: {problem} ({reasons_of(lost)}). "
             "Nothing of it was seen; mend what keeps them away, then `medfed resume`"

@@ -45,3 +45,14 @@ def missing_from(step: str, missing: set[str] | frozenset[str], lost: Mapping[st
         f"with {names}, would give terms away, so the run waits. Mend what keeps it away, then `medfed resume`: the same "
         "question is asked again"
     )
+
+
+def not_without(step: str, missing: set[str], failures: Mapping[str, Failure]) -> str:
+    """The sites remember totals, of this study or another, beside which one without the missing sites gives terms away."""
+    names = ", ".join(sorted(missing)) or "a site of an earlier total"
+    why = reasons_of({site: failure for site, failure in failures.items() if site in missing}) or "nothing was heard"
+    return (
+        f"{short_name(step)}: {names} is missing ({why}), and the other sites sign no total without: beside an earlier one, "
+        "maybe of another study, it would give away the terms of one or two of them. Nothing was seen, and the run waits. Mend "
+        f"what keeps {names} away, then ask again or `medfed resume`: the same question is asked again"
+    )
