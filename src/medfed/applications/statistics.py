@@ -9,6 +9,7 @@ asked again is read from its run. ``in_memory`` asks the same of tables in this 
 """
 
 import importlib
+import math
 import re
 import tempfile
 from collections.abc import Callable, Mapping
@@ -25,7 +26,7 @@ from medfed.data.table import StudyTable
 from medfed.engines.nvflare.reasons import NO_STUDY
 from medfed.engines.site_folders import NO_TABLE
 from medfed.engines.what_if import what_if
-from medfed.errors import FederationError, StudyError
+from medfed.errors import FederationError, MappingError, StudyError
 from medfed.evaluation.consortium_run import is_network, open_engine
 from medfed.evaluation.statistics_results import KINDS, SURVIVAL, shown
 from medfed.evaluation.study_run import StudyRun
@@ -35,6 +36,8 @@ from medfed.federation.runner import Listener, Runner
 from medfed.study import Study, load_study, study_from_dict
 
 Settings = Mapping[str, bool | int | float | str]
+# Other names of KINDS are settings of these: one hazard for all sites is `cox` with stratified=false.
+ASKED = ("glm", "table1", "describe", "compare", "effect", "meta", "cox", "km")
 # Why a site does not answer a question that it has not approved yet.
 NOT_APPROVED = (NO_TABLE, NO_STUDY, "the site has not approved this version of the study")
 
@@ -42,11 +45,11 @@ NOT_APPROVED = (NO_TABLE, NO_STUDY, "the site has not approved this version of t
 def question(study: Study, kind: str, settings: Settings) -> Study:
     """The study with the method of a kind. The study itself, where it asks this already and no setting differs."""
     if kind not in KINDS:
-        raise StudyError(f"there are no statistics {kind!r}; choose {', '.join(KINDS)}")
+        raise StudyError(f"there are no statistics {kind!r}; choose {', '.join(ASKED)}")
     if kind in SURVIVAL:
         study, settings = _survival(study, settings)
     use = f"medfed:{KINDS[kind][0]}"
-    settings = _without_defaults(KINDS[kind][0], settings)
+    settings = _without_defaults(KINDS[kind][0], _as_text(KINDS[kind][0], settings))
     if study.method.use == use and (
         not settings or _without_defaults(KINDS[kind][0], study.method.settings) == settings
     ):
@@ -91,6 +94,20 @@ def _survival(study: Study, settings: Settings) -> tuple[Study, Settings]:
         name: variable for name, variable in declared["variables"].items() if name in named or name not in known
     }
     return study_from_dict(declared), rest
+
+
+def _as_text(method: str, settings: Settings) -> Settings:
+    """Settings with numbers and lists written out where the method takes text: ``quantiles=0.5`` and ``[0.25, 0.5]``."""
+    module, _, name = method.rpartition(".")
+    text = {each.name for each in fields(getattr(importlib.import_module(module), name)) if each.type is str}
+    written: dict[str, bool | int | float | str] = dict(settings)
+    for key in text.intersection(written):
+        value: Any = written[key]
+        if isinstance(value, list | tuple):
+            written[key] = ", ".join(map(str, value))
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            written[key] = str(value)
+    return written
 
 
 def _without_defaults(method: str, settings: Settings) -> Settings:
@@ -152,9 +169,9 @@ class Statistics:
         """Kaplan-Meier curves, of the groups of a code variable or of all patients: a ``KaplanMeierFit``."""
         return self.ask("km", by=by, **settings)
 
-    def effect(self, **settings: bool | int | float | str) -> Any:
-        """Average effect of the second arm: a ``CausalEffect``."""
-        return self.ask("effect", **settings)
+    def effect(self, formula: str = "", **settings: bool | int | float | str) -> Any:
+        """Average effect of the second arm, by a model or by the arm and all covariates: a ``CausalEffect``."""
+        return self.ask("effect", formula=formula, **settings)
 
 
 def open_consortium(folder: Path | str, study: Path | str | Study, listener: Listener | None = None) -> Statistics:
@@ -221,20 +238,57 @@ def write_question(folder: Path, study: Study, kind: str) -> Path:
 
 
 def in_memory(
-    tables: Mapping[str, pd.DataFrame], study: Study, policy: Policy | Mapping[str, Policy] | None = None
+    tables: Mapping[str, pd.DataFrame],
+    study: Path | str | Study,
+    policy: Policy | Mapping[str, Policy] | None = None,
 ) -> Statistics:
-    """A what-if: tables in this process as sites, column by variable; runs leave nothing behind."""
+    """A what-if: tables in this process as sites, column by variable; runs leave nothing behind.
+
+    The tables are the study's sites, whomever it invites. StudyError for names that no site can have, MappingError for a table
+    that does not fit the study.
+    """
+    loaded = study if isinstance(study, Study) else load_study(study)
+    declared = loaded.model_dump(mode="json", exclude_none=True)
+    sites = declared["sites"]
+    declared["sites"] = sites | {"invited": list(tables), "minimum": min(sites["minimum"], max(len(tables), 1))}
+    loaded = study_from_dict(declared)
 
     def execute(asked: Study, kind: str) -> Mapping[str, Any]:
         method = find_method(asked)
-        built = {
-            site: StudyTable.from_columns(asked, {name: table[name].to_numpy() for name in asked.variables})
-            for site, table in tables.items()
-        }
+        built = {site: _table(asked, site, frame) for site, frame in tables.items()}
         with tempfile.TemporaryDirectory() as folder:
             engine, public = what_if(Path(folder) / "sites", built, asked, [method], policy=policy)
             runner = Runner(Path(folder) / "coordinator", engine, asked, durability="process", public_keys=public)
             with closing(runner):
                 return dict(runner.execute(method))
 
-    return Statistics(study, execute)
+    return Statistics(loaded, execute)
+
+
+def _table(study: Study, site: str, frame: pd.DataFrame) -> StudyTable:
+    """A data frame as a site's study table. MappingError, with the site's name, where it does not fit the study."""
+    columns = {name: frame[name].to_numpy() for name in study.variables if name in frame}
+    for name in columns:
+        if study.variables[name].type == "number":
+            _check_numbers(study, site, name, frame[name])
+    if not len(frame):
+        raise MappingError(f"site {site!r}: the table has no rows; leave it out")
+    try:
+        return StudyTable.from_columns(study, columns)
+    except MappingError as problem:
+        raise MappingError(f"site {site!r}: {problem}") from None
+
+
+def _check_numbers(study: Study, site: str, name: str, column: "pd.Series[Any]") -> None:
+    """MappingError for a value that is no number or lies outside the range that the study declares."""
+    numbers = pd.to_numeric(column, errors="coerce").astype(float)
+    if wrong := int((numbers.isna() & column.notna()).sum()):
+        raise MappingError(
+            f"site {site!r}, variable {name!r}: {wrong} of {len(column)} values are not numbers; mend them"
+        )
+    low, high = study.variables[name].range or (-math.inf, math.inf)
+    if study.variables[name].role != "time" and (outside := int(((numbers < low) | (numbers > high)).sum())):
+        raise MappingError(
+            f"site {site!r}, variable {name!r}: {outside} of {len(column)} values lie outside the study's range, {low:g} to "
+            f"{high:g}; leave those rows out, or declare another range"
+        )

@@ -3,6 +3,7 @@
 ``assemble`` turns a method's state into plain values that are stored with a run; ``GlmFit`` shows them.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 FloatArray = NDArray[np.float64]
 
 _LINKS = {"binomial": "logit", "gaussian": "identity"}
+_KINDS = ("model", "HC0", "site")
 
 
 def assemble(method: "Glm", state: "GlmState") -> dict[str, Any]:
@@ -178,6 +180,11 @@ def _chi_square(statistic: float, freedom: int) -> list[float]:
     return [statistic, float(freedom), float(stats.chi2.sf(max(statistic, 0.0), freedom))]
 
 
+def _digits(error: float) -> int:
+    """Decimals that show an estimate of this standard error: four, or as many as the error's second figure takes."""
+    return max(4, 1 - math.floor(math.log10(error))) if math.isfinite(error) and error > 0 else 4
+
+
 @dataclass(frozen=True)
 class GlmFit:
     """A fitted model. values: the result of a run of ``Glm``."""
@@ -243,8 +250,8 @@ class GlmFit:
         """One row a term and test: statistic, degrees_of_freedom, p."""
         rows = [
             {"term": term, "test": test, "statistic": found[0], "degrees_of_freedom": int(found[1]), "p": found[2]}
-            for term, kinds in self.values["tests"].items()
-            for test, found in kinds.items()
+            for term in [*dict.fromkeys(self.values["terms"]), "all terms"]  # stored results are in the order of names
+            for test, found in sorted(self.values["tests"].get(term, {}).items(), reverse=True)
         ]
         return pd.DataFrame(rows, columns=["term", "test", "statistic", "degrees_of_freedom", "p"])
 
@@ -281,9 +288,14 @@ class GlmFit:
         header = ["", _("estimate"), _("std. error"), "z", "P>|z|", _("95% lower"), _("95% upper")]
         rows = []
         ratios = self.to_frame(exponentiate=True) if ratio else None
+        words = {"intercept": _("intercept"), "all terms": _("all terms")}
         for name, row in self.to_frame().iterrows():
-            cells = [str(name), *(number(row[key], 4) for key in ("estimate", "standard_error", "z"))]
-            cells += [p_value(row["p"]), number(row["lower"], 4), number(row["upper"], 4)]
+            digits = _digits(row["standard_error"])
+            cells = [
+                words.get(str(name), str(name)),
+                *(number(row[key], digits) for key in ("estimate", "standard_error")),
+            ]
+            cells += [number(row["z"], 4), p_value(row["p"]), *(number(row[key], digits) for key in ("lower", "upper"))]
             if ratios is not None:
                 known = name in ratios.index and name != "intercept"
                 cells.append(number(float(ratios.loc[name, "estimate"]), 3) if known else "")
@@ -291,7 +303,7 @@ class GlmFit:
         names = {"wald": _("Wald"), "likelihood_ratio": _("likelihood ratio")}
         tests = [
             [
-                row["term"],
+                words.get(row["term"], row["term"]),
                 names[row["test"]],
                 number(row["statistic"], 4),
                 str(row["degrees_of_freedom"]),
@@ -300,4 +312,14 @@ class GlmFit:
             for _index, row in self.tests().iterrows()
         ]
         found = [Shown(facts, [*header, *([ratio] if ratio else [])], rows)]
+        if len(kinds := list(values["covariances"])) > 1:
+            errors = {kind: np.sqrt(np.diag(self.cov_params(kind))) for kind in sorted(kinds, key=_KINDS.index)}
+            each = [
+                [
+                    words.get(name, name),
+                    *(number(float(error[index]), _digits(float(error[index]))) for error in errors.values()),
+                ]
+                for index, name in enumerate(self.names)
+            ]
+            found.append(Shown([], [_("std. error"), *(covariance[kind] for kind in errors)], each))
         return [*found, *([Shown([], ["", _("test"), _("statistic"), _("df"), "P"], tests)] if tests else [])]
