@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from consortium import synthetic_study
 
+from medfed.data.table import StudyTable
 from medfed.federation import gate
+from medfed.federation.policy import Policy
 from medfed.federation.units import Layout
 
 SITES = ["a", "b", "c"]
@@ -19,7 +21,8 @@ def test_a_part_is_refused_where_another_part_is_small(small: int) -> None:
     counts[:, 0] = 200
 
     def refuses(part: str) -> str | None:
-        words = layout.words(counts, lot=1, passing=True, showing=True, secret=b"s")
+        varied = np.full((layout.atoms, len(layout.numbers)), 40, dtype=np.int64)
+        words = layout.words(counts, varied, lot=1, passing=True, showing=True, secret=b"s")
         return layout.read(words).refuses(part, 10, 10)
 
     parts = [f"{kind}:{fold}" for kind in ("train", "test") for fold in range(3)]
@@ -34,9 +37,6 @@ def test_a_part_is_refused_where_another_part_is_small(small: int) -> None:
 def test_a_set_of_an_earlier_study_may_stand_beside_this_one_where_both_are_made_of_what_was_counted() -> None:
     """The three patients of a site: one in each fold, then all of them; and two of them, that nobody has counted."""
     study = synthetic_study(SITES, privacy={"minimum_cell": 10})
-    from medfed.data.table import StudyTable
-    from medfed.federation.policy import Policy
-
     columns = {f"x{index}": np.arange(3.0) for index in range(4)} | {"event": np.array(["no", "yes", "no"])}
     table = StudyTable.from_columns(study, columns, pseudonyms=np.arange(1, 4, dtype=np.uint64))
     whole = table.on("all")

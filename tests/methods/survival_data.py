@@ -44,7 +44,7 @@ def survival_study(
     declared = {
         "medfed": 1, "name": "survival", "title": "t", "question": "q", "variables": dict(variables),
         "task": {"kind": "survival"}, "method": {"use": M + use, "settings": dict(settings or {})},
-        "privacy": {"minimum_cell": 1}, "sites": {"invited": list(sites), "minimum": 1},
+        "privacy": {"minimum_cell": 1, "sums": "plain"}, "sites": {"invited": list(sites), "minimum": 1},
         "limits": {"rows_per_site": 100000},
     }  # fmt: skip
     return study_from_dict(declared | more)

@@ -386,7 +386,7 @@ def test_the_summary_reads_as_one_in_both_languages(tmp_path: Path, trial: Any) 
     english, chinese = fit.summary(), fit.summary("zh")
     assert "arm=indomethacin" in english
     assert "odds ratio" in english
-    assert "优势比" in chinese
+    assert "比值比" in chinese
     assert list(fit.to_frame().columns) == ["estimate", "standard_error", "z", "p", "lower", "upper"]
     assert fit.tests().query("term == 'all terms'")["p"].item() < 0.05
 

@@ -294,7 +294,9 @@ class Dying:
 
     def __init__(self, engine: Any, calls: int) -> None:
         self.engine, self.left = engine, calls
-        self.sites, self.protections, self.doors = engine.sites, engine.protections, engine.doors
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
 
     def exchange(self, call: Call, own: Any, deadline: float | None = None) -> Any:
         if call.phase != "head":

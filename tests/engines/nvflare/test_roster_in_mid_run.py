@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from medfed.engines.nvflare import engine as engine_module
 from medfed.engines.nvflare import renewal
 from medfed.engines.nvflare.consortium import TEMPLATE, Network
 from medfed.engines.nvflare.engine import REMOVED, Networked
@@ -34,6 +35,12 @@ def consortium(tmp_path: Path) -> Path:
         renewal.invite(network, network.declared(), site)
         network.change(site, state="joined", public_key=public_hex(new_signing_key()), enrolment="")
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call's clock stands still while the coordinator's own side is down, as it is here; not for ten minutes."""
+    monkeypatch.setattr(engine_module, "STANDS_STILL_AT_MOST", 1.0)
 
 
 def ask(engine: Networked, phase: str = "answer", deadline: float = 1.0) -> dict[str, Answer | Failure]:
