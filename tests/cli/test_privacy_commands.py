@@ -4,12 +4,17 @@ import json
 import shutil
 import sqlite3
 import xml.etree.ElementTree as ElementTree
+from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 from consortium_folder import SITES, STUDY, approve_all, done, make_sites, medfed, refused
 
+from medfed.federation.store import RunnerStore
+from medfed.methods.private_result import PrivateFit
 from medfed.privacy.accounting import Event, charged_epsilon
+from medfed.study import load_study
 
 PRIVATE = (
     STUDY.replace("newton.Newton", "private_glm.PrivateGLM")
@@ -253,3 +258,46 @@ def test_a_private_description_is_written_beside_the_report(tmp_path: Path) -> N
     assert 30 < found["means"]["age"]["low"] < found["means"]["age"]["high"] < 80
     assert set(found["levels"]["event"]) == {"no", "yes"}
     assert len(found["histograms"]["age"]["counts"]) == 8
+    for page, answer, mean in (
+        ("report.html", "Description with noise of about", "SD of the noise"),
+        ("report.zh.html", "带噪描述：3 个机构的约", "噪声标准差"),
+    ):
+        shown = (tmp_path / "coordinator" / "runs" / "first" / page).read_text(encoding="utf-8")
+        assert answer in shown, "before, the page said that the run had no answer"
+        assert mean in shown
+        assert f">{found['means']['age']['value']:.3f}<" in shown
+
+
+def test_a_private_model_that_is_not_judged_has_its_coefficients_in_the_report(tmp_path: Path) -> None:
+    study = make_sites(tmp_path)
+    study.write_text(PRIVATE.replace("design: holdout", "design: none"), encoding="utf-8")
+    set_budget(tmp_path, 10)
+    approve_all(tmp_path, study)
+    done("run", study, "-c", tmp_path, "--run", "first", "--durability", "process", "--json")
+    store = RunnerStore(tmp_path / "coordinator")
+    with closing(store):
+        stored = store.result("first")
+    assert stored is not None
+    fitted = stored["fitted"]
+    loaded = load_study(study)
+    # On -1 to 1 of its declared range a patient in the middle is 0: the model is the same there in study units.
+    middle = np.append(1.0, np.asarray(fitted["centre"])[1:])
+    fit = PrivateFit(loaded, fitted)
+    assert float(fit.params.to_numpy() @ middle) == pytest.approx(float(fitted["coefficients"][0]))
+    end = middle + np.append(0.0, np.asarray(fitted["scale"])[1:])
+    assert float(fit.params.to_numpy() @ end) == pytest.approx(float(np.sum(fitted["coefficients"])))
+    page = (tmp_path / "coordinator" / "runs" / "first" / "report.html").read_text(encoding="utf-8")
+    assert "Model of noisy sums of about" in page
+    assert f"{fit.params['age']:.4f}".replace("-", "−") in page
+    assert "截距" in fit.summary("zh")
+
+
+def test_a_private_study_of_an_association_writes_its_estimates(tmp_path: Path) -> None:
+    study = make_sites(tmp_path)
+    text = PRIVATE.replace("design: holdout", "design: none").replace("risk_prediction", "association")
+    study.write_text(text, encoding="utf-8")
+    set_budget(tmp_path, 10)
+    approve_all(tmp_path, study)
+    done("run", study, "-c", tmp_path, "--run", "first", "--durability", "process", "--json")
+    found = json.loads((tmp_path / "coordinator" / "runs" / "first" / "estimates.json").read_text())
+    assert len(found["coefficients"]) == len(load_study(study).design.names)

@@ -17,7 +17,7 @@ from medfed.evaluation.publication import may_stand_beside
 from medfed.evaluation.report import write_report
 from medfed.evaluation.report_data import SITES_SUBTRACT, plain
 from medfed.evaluation.report_statistics import statistics_figures
-from medfed.evaluation.statistics_results import kind_of
+from medfed.evaluation.statistics_results import kind_of, private_kind_of
 from medfed.evaluation.study_run import StudyRun
 from medfed.federation.gate import REPLY_NOT_LISTED, SITE_TERMS
 from medfed.federation.ledger import Durability
@@ -103,8 +103,9 @@ def _write_models(
 
 
 def _write_estimates(folder: Path, study: Study, result: Mapping[str, Any]) -> list[Path]:
-    """What a method found that fits no model (counts, means, histograms), as JSON beside the report."""
-    if study.task.kind != "risk_prediction" or "coefficients" in result["fitted"]:
+    """What a method found for which no model file is written (counts, means, coefficients), as JSON beside the report."""
+    predicts = study.task.kind == "risk_prediction"
+    if (predicts and "coefficients" in result["fitted"]) or (not predicts and private_kind_of(study) is None):
         return []
     path = folder / "estimates.json"
     write_atomically(path, json.dumps(plain(result["fitted"]), ensure_ascii=False, indent=2).encode())
@@ -163,7 +164,8 @@ def _report(
         "kind": study.task.kind,
         **_leaving(facts, secure=secure),
     }
-    kind = kind_of(study)
+    # A private model that is judged has its coefficients beside that.
+    kind = kind_of(study) or (None if result["evaluation"] else private_kind_of(study))
     curve = list(result["fitted"].get("curve") or ())
     if len(curve) > 1 and kind is None:  # statistics say in how many rounds; their likelihoods are no losses
         rounds = list(range(1, len(curve) + 1))

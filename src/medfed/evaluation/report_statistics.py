@@ -9,7 +9,7 @@ from medfed.evaluation.figure import Figure, Table
 from medfed.evaluation.page import Block, Facts, Section, Tabled, Text
 from medfed.evaluation.report_data import StatisticsShown
 from medfed.evaluation.report_labels import Labels
-from medfed.evaluation.statistics_results import SURVIVAL, shown
+from medfed.evaluation.statistics_results import PRIVATE, SURVIVAL, shown
 from medfed.language import LANGUAGES, number
 from medfed.study import Study
 
@@ -31,7 +31,8 @@ def statistics_figures(kind: str, values: Mapping[str, Any], study: Study) -> di
     drawn = {}
     if kind in SURVIVAL:
         drawn = {lang: [_as_data(figure) for figure in found.figures(lang)] for lang in LANGUAGES}  # type: ignore[attr-defined]
-    return {"kind": kind, "patients": float(np.sum(values["patients"])), "tables": tables, "figures": drawn}
+    patients = values["patients"]["value"] if isinstance(values["patients"], Mapping) else np.sum(values["patients"])
+    return {"kind": kind, "patients": float(patients), "tables": tables, "figures": drawn}
 
 
 def _as_data(figure: Figure) -> dict[str, Any]:
@@ -60,6 +61,9 @@ def _names(labels: Labels) -> dict[str, str]:
         "cox_one_hazard": _("Hazard ratios"),
         "hazards": _("Hazard ratios"),
         "km": _("Survival"),
+        "private_describe": _("Description with noise"),
+        "private_glm": _("Model of noisy sums"),
+        "private_fedavg": _("Model of noisy sums"),
     }
 
 
@@ -67,7 +71,10 @@ def statistics_answer(statistics: StatisticsShown, labels: Labels) -> tuple[str,
     """What stands at the head of the report: what was asked, of how many."""
     _ = labels.translate
     sites = sum(site.counted for site in labels.data.sites)
-    return _("{what} of {patients} patients at {sites} sites").format(
+    said = _("{what} of {patients} patients at {sites} sites")
+    if statistics.kind in PRIVATE:
+        said = _("{what} of about {patients} patients at {sites} sites")
+    return said.format(
         what=_names(labels).get(statistics.kind, statistics.kind), patients=number(statistics.patients, 0), sites=sites
     ), ""
 

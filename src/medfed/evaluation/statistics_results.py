@@ -28,8 +28,15 @@ KINDS: Mapping[str, tuple[str, str]] = {
         "medfed.evaluation.survival_shown.HazardRatios",
     ),
     "km": ("medfed.methods.kaplan_meier.KaplanMeier", "medfed.evaluation.survival_shown.Curves"),
+    "private_describe": (
+        "medfed.methods.private_describe.PrivateDescribe",
+        "medfed.evaluation.private_shown.NoisyDescription",
+    ),
+    "private_glm": ("medfed.methods.private_glm.PrivateGLM", "medfed.evaluation.private_shown.NoisyModel"),
+    "private_fedavg": ("medfed.methods.private_fedavg.PrivateFedAvg", "medfed.evaluation.private_shown.NoisyModel"),
 }
 SURVIVAL = ("cox", "cox_one_hazard", "hazards", "km")
+PRIVATE = ("private_describe", "private_glm", "private_fedavg")
 
 
 class Result(Protocol):
@@ -44,13 +51,22 @@ class Result(Protocol):
 
 
 def kind_of(study: Study) -> str | None:
-    """Which kind of statistics a study's method is; None where it is another method."""
-    return next((kind for kind, (method, _) in KINDS.items() if study.method.use == f"medfed:{method}"), None)
+    """Which kind of statistics a study's method is; None where it is another method, or a private one."""
+    return next((kind for kind in KINDS if kind not in PRIVATE and _is_of(study, kind)), None)
+
+
+def private_kind_of(study: Study) -> str | None:
+    """Which private method a study has; None where it has another."""
+    return next((kind for kind in PRIVATE if _is_of(study, kind)), None)
+
+
+def _is_of(study: Study, kind: str) -> bool:
+    return study.method.use == f"medfed:{KINDS[kind][0]}"
 
 
 def shown(kind: str, values: Mapping[str, Any], study: Study) -> Result:
     """The result of a run of a study, to be read."""
     module, _, name = KINDS[kind][1].rpartition(".")
     made = getattr(importlib.import_module(module), name)
-    found: Result = made(study, values) if kind in SURVIVAL else made(values)
+    found: Result = made(study, values) if kind in (*SURVIVAL, *PRIVATE) else made(values)
     return found
