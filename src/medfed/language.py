@@ -50,6 +50,7 @@ _CONSTANTS_IN = (
     "federation/preview.py",
     "federation/private.py",
     "federation/secure.py",
+    "federation/secure_sentences.py",
     "federation/secure_site.py",
     "methods/meta_analysis.py",
     "methods/private_describe.py",
@@ -76,9 +77,10 @@ def translator(lang: str) -> Translate:
         return str
     catalog = [message for message in read_catalog(lang) if message.id and message.string]
     texts = {str(message.id): str(message.string) for message in catalog}
+    # Longest first: a sentence about a site's reason also looks like "{site} refused: {reason}".
     filled = [
         (_pattern(str(message.id)), str(message.string))
-        for message in catalog
+        for message in sorted(catalog, key=lambda message: -len(str(message.id)))
         if placeholders(str(message.id)) and any(place in _CONSTANTS_IN for place, _ in message.locations)
     ]
 

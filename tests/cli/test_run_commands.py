@@ -187,7 +187,7 @@ def one_outcome_only(folder: Path) -> None:
     )
     quality = done("site", "build", site, folder / "study.yaml", "--json").json
     assert quality["warnings"] == [
-        "every patient has the same outcome (event); the site can't take part in most methods"
+        "every patient has the same outcome (event); with plain sums the site can't take part in most methods"
     ]
     done("site", "approve", site, folder / "study.yaml")
 

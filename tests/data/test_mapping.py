@@ -362,7 +362,11 @@ def test_a_site_of_whom_nobody_is_left_is_told_why(
 @pytest.mark.parametrize(
     ("column", "value", "warning"),
     [
-        ("EVENT", "0", "every patient has the same outcome (event); the site can't take part in most methods"),
+        (
+            "EVENT",
+            "0",
+            "every patient has the same outcome (event); with plain sums the site can't take part in most methods",
+        ),
         ("AGE", "50", "age has the same value for every patient; check its mapping"),
         ("SEX", "1", "sex has the same value for every patient; check its mapping"),
         ("WEIGHT", "", "weight is missing for every patient; check its mapping"),

@@ -140,7 +140,9 @@ def _warnings(study: Study, kept: Mapping[str, NDArray[Any]]) -> list[str]:
             if study.time:
                 found.append(f"every patient has the same outcome ({name}); a stratified Cox model learns nothing here")
             else:
-                found.append(f"every patient has the same outcome ({name}); the site can't take part in most methods")
+                found.append(
+                    f"every patient has the same outcome ({name}); with plain sums the site can't take part in most methods"
+                )
         elif len(known) == 0:
             found.append(f"{name} is missing for every patient; check its mapping")
         elif len(np.unique(known)) < 2:

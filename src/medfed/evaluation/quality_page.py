@@ -72,9 +72,9 @@ def reason_text(reason: str, _: Translate) -> str:
     if found := _OUTSIDE.fullmatch(reason):
         return _("outside the cohort: {variable}").format(**found.groupdict())
     if found := _ONE_CLASS.fullmatch(reason):
-        return _("every patient has the same outcome ({variable}); the site can't take part in most methods").format(
-            **found.groupdict()
-        )
+        return _(
+            "every patient has the same outcome ({variable}); with plain sums the site can't take part in most methods"
+        ).format(**found.groupdict())
     if found := _CONSTANT.fullmatch(reason):
         return _("{variable} has the same value for every patient; check its mapping").format(**found.groupdict())
     fixed = {

@@ -2,9 +2,28 @@
 
 from collections.abc import Mapping, Sequence
 
-from medfed.errors import FederationError
+from medfed.errors import LISTED, FederationError
 from medfed.federation.call import Failure
 from medfed.privacy import Roster
+
+FEW_ANSWERED = (
+    "{answered} of {asked} sites answered '{step}', a secure sum needs {needed} of them ({reasons}). Mend what keeps them "
+    "away, then `medfed resume`: the same question is asked again"
+)
+GONE = (
+    "{step}: the total was to be opened with {names}, of whom nothing more was heard ({reasons}). It is opened over one set of "
+    "sites, so the run waits. Mend what keeps them away, then `medfed resume`: the same question is asked again"
+)
+MISSING = (
+    "{step}: {names} took part in the totals so far and is missing now ({reasons}). A total without, beside those so far, would "
+    "give terms away, so the run waits. Mend what keeps it away, then `medfed resume`: the same question is asked again"
+)
+NOT_WITHOUT = (
+    "{step}: {names} is missing ({reasons}), and the other sites sign no total without: beside an earlier one, maybe of another "
+    "study, it would give away the terms of one or two of them. Nothing was seen, and the run waits. Mend what keeps it "
+    "away, then ask again or `medfed resume`: the same question is asked again"
+)
+NOTHING_HEARD = "nothing was heard"
 
 
 def short_name(step: str) -> str:
@@ -14,45 +33,31 @@ def short_name(step: str) -> str:
 
 def reasons_of(failures: Mapping[str, Failure]) -> str:
     """Who failed, how and why, as one clause."""
-    return "; ".join(f"{site} {failure.kind}: {failure.reason}" for site, failure in sorted(failures.items()))
+    return LISTED.join(f"{site} {failure.kind}: {failure.reason}" for site, failure in sorted(failures.items()))
 
 
 def check_quorum(sites: Sequence[str], roster: Roster, step: str, failures: Mapping[str, Failure]) -> None:
     """FederationError where fewer sites answered than a secure sum over this roster takes."""
     if len(sites) < roster.quorum:
-        raise FederationError(
-            f"{len(sites)} of {len(roster.sites)} sites answered {short_name(step)!r}, a secure sum needs {roster.quorum} of "
-            f"them ({reasons_of(failures)}). Mend what keeps them away, then `medfed resume`: the same question is asked again"
-        )
+        words = {"answered": len(sites), "asked": len(roster.sites), "needed": roster.quorum}
+        raise FederationError(FEW_ANSWERED.format(step=short_name(step), reasons=reasons_of(failures), **words))
 
 
 def gone(step: str, missing: set[str], lost: Mapping[str, Failure]) -> str:
     """Sites that the set of a noisy sum was fixed with are not heard of any more."""
-    why = reasons_of({site: failure for site, failure in lost.items() if site in missing}) or "nothing was heard"
-    return (
-        f"{short_name(step)}: the total was to be opened with {', '.join(sorted(missing))}, of whom nothing more was heard "
-        f"({why}). It is opened over one set of sites, so the run waits. Mend what keeps them away, then `medfed resume`: "
-        "the same question is asked again"
-    )
+    return _said(GONE, step, missing, lost)
 
 
 def missing_from(step: str, missing: set[str] | frozenset[str], lost: Mapping[str, Failure]) -> str:
     """Sites of the totals so far are missing, and one without them would give terms away."""
-    names = ", ".join(sorted(missing))
-    why = reasons_of({site: failure for site, failure in lost.items() if site in missing}) or "nothing was heard"
-    return (
-        f"{short_name(step)}: {names} took part in the totals so far and is missing now ({why}). A total without, beside those "
-        f"with {names}, would give terms away, so the run waits. Mend what keeps it away, then `medfed resume`: the same "
-        "question is asked again"
-    )
+    return _said(MISSING, step, missing, lost)
 
 
-def not_without(step: str, missing: set[str], failures: Mapping[str, Failure]) -> str:
+def not_without(step: str, missing: set[str], lost: Mapping[str, Failure]) -> str:
     """The sites remember totals, of this study or another, beside which one without the missing sites gives terms away."""
-    names = ", ".join(sorted(missing)) or "a site of an earlier total"
-    why = reasons_of({site: failure for site, failure in failures.items() if site in missing}) or "nothing was heard"
-    return (
-        f"{short_name(step)}: {names} is missing ({why}), and the other sites sign no total without: beside an earlier one, "
-        "maybe of another study, it would give away the terms of one or two of them. Nothing was seen, and the run waits. Mend "
-        f"what keeps {names} away, then ask again or `medfed resume`: the same question is asked again"
-    )
+    return _said(NOT_WITHOUT, step, missing or {"a site of an earlier total"}, lost)
+
+
+def _said(sentence: str, step: str, missing: set[str] | frozenset[str], lost: Mapping[str, Failure]) -> str:
+    why = reasons_of({site: failure for site, failure in lost.items() if site in missing}) or NOTHING_HEARD
+    return sentence.format(step=short_name(step), names=", ".join(sorted(missing)), reasons=why)
