@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -154,11 +155,17 @@ def kill_private_run(folder: Path, method: str, late: str, kills: int, seed: int
     db = sqlite3.connect(folder / "sites" / "sites.db")
     assert {key: sealed_bytes(folder)[key] for key in seen} == seen
     rows = db.execute("select site, call from ledger where event is not null").fetchall()
-    assert len(rows) == len(set(rows)) == 7 * 6, "six sites: a count and six rounds, each once"
-    for site, events in db.execute(
-        "select site, count(distinct event) from ledger where event is not null group by site"
-    ):
-        assert events == (1 if method.endswith("shares") else 2), "of a count, and of a round"
+    assert len(rows) == len(set(rows)), "each site once a call"
+    # A site whose first answer was late is in no set, and is asked no more; five of six are enough.
+    fewest = 5 if late == "drawn" and method.startswith("secure") else 6
+    answered = Counter(call for _, call in rows)
+    assert len(answered) == 7, "a count and six rounds"
+    assert min(answered.values()) >= fewest
+    events = dict(db.execute("select site, count(distinct event) from ledger where event is not null group by site"))
+    kinds = 1 if method.endswith("shares") else 2
+    assert max(events.values()) == kinds, "of a count, and of a round"
+    assert sum(found == kinds for found in events.values()) >= fewest
+    for site in events:
         verify_ledger(db, site)
     sets = db.execute("select count(*), count(distinct sites) from noisy_opening group by key").fetchall()
     assert len(sets) == (0 if method == "private" else 7)

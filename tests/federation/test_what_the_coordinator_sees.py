@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "privacy"))
 from coordinator_attacks import Notebook
 
 from medfed.federation.call import Answer
-from medfed.federation.opening import words_of
+from medfed.federation.packages import find_step
 from medfed.federation.units import UNITS
 from medfed.privacy import Context, Roster, coordinator_side, counting, read_message
 from medfed.privacy.messages import KeyList, Masked
@@ -116,12 +116,12 @@ def _context(captured: Captured, named: str) -> Context:
 
 
 def planted(captured: Captured, target: str) -> np.ndarray:
-    """The words that the target sealed first of a sum: what is to be kept from the coordinator."""
-    db = captured.proxy.engine.doors[0].store
-    keys = [call.key for call, _, _, _ in captured.proxy.heard if call.phase == "seal" and call.step != UNITS]
-    _, answer = db.sealed(keys[-1], [target])[target]
+    """The words that the target masked last of a sum: what is to be kept from the coordinator."""
+    door = captured.proxy.engine.doors[0]
+    call = [call for call, _, _, _ in captured.proxy.heard if call.phase == "open" and call.step != UNITS][-1]
+    _, answer = door.store.sealed(call.key, [target])[target]
     assert isinstance(answer, Answer)
-    return words_of(answer.values)
+    return door.openings._in_words(target, call, find_step(call.step), answer.values)
 
 
 @pytest.mark.parametrize("target", ["a", "d"])

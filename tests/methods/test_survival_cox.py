@@ -232,7 +232,7 @@ def test_a_sites_baseline_stays_there_and_is_seen_only_where_policies_allow(
 
 def test_under_plain_sums_small_sites_are_held_back(tmp_path: Path, lung: pd.DataFrame) -> None:
     variables = LUNG | {"ph_ecog": number(0, 4, "1", missing="mean")}
-    data = consortium(lung, variables, "cox.Cox", privacy={"minimum_cell": 10})
+    data = consortium(lung, variables, "cox.Cox", privacy={"minimum_cell": 10, "sums": "plain"})
     policy = Policy(values_per_patient={"sum": 5.0, "count": 5.0, "reply": 1.0})
     with pytest.raises(FederationError, match="0 of 18 sites answered 'moments'"):
         run(tmp_path, data, policy=policy)
