@@ -144,6 +144,9 @@ def test_a_plan_of_an_evaluation_that_judges_many_times_names_the_file_and_the_k
 def test_a_plot_that_can_not_be_written_is_one_sentence(folder: Path) -> None:
     shown = refused("privacy", "budget", folder / "sites" / "north", "--plot", folder)
     assert "can't be written (Is a directory); name a file" in " ".join(shown.split())
+    shown = refused("privacy", "budget", folder / "sites" / "north", "--plot", folder / "budget.png")
+    assert "ends in .svg" in " ".join(shown.split())
+    assert not (folder / "budget.png").exists()
 
 
 def test_the_preview_shows_noise_and_holds_back_what_the_budget_can_not_pay(tmp_path: Path) -> None:

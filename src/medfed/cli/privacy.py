@@ -249,6 +249,8 @@ def budget(
 
     Example: medfed privacy budget sites/north --plot budget.svg
     """
+    if plot is not None and plot.suffix.lower() != ".svg" and not plot.is_dir():
+        raise StudyError(f"--plot {plot}: charts are drawn as SVG; give the file a name that ends in .svg")
     site = load_site(folder)
     policy = load_policy(site.policy_path)
     by_study: dict[str, dict[Event, int]] = {}
