@@ -8,6 +8,7 @@ from test_charts import CHINESE, LONG, NAUGHTY, find, parsed, reading, value_of
 
 from medfed.evaluation import svg
 from medfed.evaluation.survival_charts import SurvivalCurve, hazard_ratio_figure, kaplan_meier, kaplan_meier_figure
+from medfed.evaluation.survival_shown import Curves
 from medfed.methods.cox_fit import CoxFit
 from medfed.methods.kaplan_meier_fit import KaplanMeierFit
 from medfed.study import study_from_dict
@@ -155,3 +156,20 @@ def test_chinese_charts_speak_chinese():
     assert all(word in words for word in ("旧药", "新药", "确诊后时间，month", "处于风险中", "未发生事件"))
     rows = ratios(lang="zh").table.rows
     assert rows[0][:2] == ("组", "新药 与 旧药 相比")
+
+
+def test_a_group_of_one_cell_has_no_curve():
+    one = {
+        "cuts": np.array([12]),
+        "events": np.array([30.0]),
+        "censored": np.array([60.0]),
+        "grid_changes": np.zeros(3),
+    }
+    both = {**CURVES, "curves": {"0": CURVES["curves"]["0"], "1": one}}
+    drawn = {row[0] for row in kaplan_meier_figure(KaplanMeierFit(STUDY, both)).table.rows}
+    assert "Old drug" in drawn
+    assert "New drug" not in drawn
+    none = Curves(STUDY, {**CURVES, "curves": {"0": one, "1": one}, "merged_before": True})
+    assert none.figures() == []
+    assert "no curve can be told" in none.summary()
+    assert "nan" not in none.summary()

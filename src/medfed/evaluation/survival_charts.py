@@ -160,12 +160,17 @@ def _table(curves: Sequence[SurvivalCurve], x_label: str, _: Translate) -> Table
 
 
 def kaplan_meier_figure(fit: KaplanMeierFit, lang: str = "en", bands: str | None = None) -> Figure:
-    """The curves of a run. bands: "hall-wellner" or "equal-precision" shades limits that hold the whole curve at once."""
+    """The curves of a run, but those of a single cell.
+
+    bands: "hall-wellner" or "equal-precision" shades limits that hold the whole curve at once.
+    """
     _ = translator(lang)
     time = fit.study.variables[fit.study.time or ""]
     drawn = []
     for group in fit.groups:
         curve = fit.curve(group)
+        if len(curve.time) == 1:  # a straight line to the end of follow-up would be no curve
+            continue
         low, high = band(curve, bands) if bands else pointwise(curve)
         drawn.append(
             SurvivalCurve(

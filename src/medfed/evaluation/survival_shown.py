@@ -41,4 +41,5 @@ class Curves(Drawn, KaplanMeierFit):
         return [Shown(self.facts(lang), *self.group_table(lang))]
 
     def figures(self, lang: str = "en") -> Sequence[Figure]:
-        return [kaplan_meier_figure(self, lang)]
+        told = any(len(self.curve(group).time) > 1 for group in self.groups)
+        return [kaplan_meier_figure(self, lang)] if told else []

@@ -213,14 +213,19 @@ class KaplanMeierFit:
     def _grid(self, _: Translate) -> list[tuple[str, str]]:
         unit = self._time.unit
         shaped = [curve["grid_changes"] for curve in self.result["curves"].values() if len(curve["cuts"]) > 1]
-        changes = np.abs(np.stack(shaped)).max(0) if shaped else np.full(3, np.nan)
+        if not shaped:
+            said = _(
+                "no curve can be told: only the end of follow-up has counts that may be seen; invite more sites, or join groups"
+            )
+            return [(_("What merging changes"), said)]
+        changes = np.abs(np.stack(shaped)).max(0)
         said = _(
             "curves by at most {ends} at the ends of cells and {anywhere} between them, means by at most {mean} {unit}"
         ).format(ends=number(changes[0], 4), anywhere=number(changes[1], 4), mean=number(changes[2], 2), unit=unit)
         if self.result.get("merged_before"):
             # In the last cell all who are still under observation leave, so that little is known of it.
             early = [(self.curve(group), self.lowest(group)) for group in self.groups if len(self.merged(group)) > 1]
-            most = max((float((curve.survival - low)[:-1].max()) for curve, low in early), default=float("nan"))
+            most = max(float((curve.survival - low)[:-1].max()) for curve, low in early)
             said = _(
                 "{changes} (a bound: how many left in each declared interval was never seen); at the ends of all cells but "
                 "the last by at most {early}"
