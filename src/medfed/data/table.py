@@ -80,6 +80,10 @@ class View:
         """How many patients the rows are of."""
         return len(self.pseudonyms)
 
+    def share(self, same: "View") -> None:
+        """Take over what another view of the same rows has worked out: of a large table it is kept once."""
+        self._cache, self._pseudonyms = same._cache, same.pseudonyms
+
     def arrays(self, *names: str) -> tuple[NDArray[Any], ...]:
         """ "features" (n, p) in the study's units, intercept 1, indicators 0/1, missing numbers NaN; "outcome" (n,)
         float, an event is 1; "arm" (n,) level index, the reference 0; "fold" (n,); or any variable by name. In a
@@ -196,10 +200,11 @@ class StudyTable:
         self.row_pseudonyms.setflags(write=False)
         self.lineage = dict(lineage or {})
         self._columns = columns
-        self._part = part
+        self.version = content_version(study, columns, row_pseudonyms, part)
+        # Where there is one part, a single number stands for all rows.
+        self._part = part if part.any() else np.broadcast_to(np.int64(0), part.shape)
         self._part.setflags(write=False)
         self._views: dict[str, View] = {}
-        self.version = content_version(study, columns, row_pseudonyms, part)
 
     @classmethod
     def from_columns(
@@ -265,7 +270,10 @@ class StudyTable:
         A study without parts trains and is judged on all rows (its other sites are the test), but has no valid part.
         """
         if part not in self._views:
-            self._views[part] = View(self, part, self._rows_of(part))
+            rows = self._rows_of(part)
+            self._views[part] = view = View(self, part, rows)
+            if rows is None and part != "all":
+                view.share(self.on("all"))
         return self._views[part]
 
     def _rows_of(self, part: str) -> NDArray[np.intp] | None:

@@ -8,6 +8,7 @@ secure sum nothing leaves with the seal: it is opened afterwards, over many site
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -262,11 +263,14 @@ class Doors:
             )
         return self._counts[part]
 
-    def _new_cells(self, names: Sequence[str]) -> dict[str, tuple[str, Cells]]:
-        """Who is in which cell of the tables that are asked about for the first time; of very large ones it is not kept."""
+    def _new_cells(self, names: Sequence[str]) -> dict[str, tuple[str, Callable[[], Cells]]]:
+        """Who is in which cell of the tables that are asked about for the first time; of very large ones it is not kept.
+
+        Worked out when it is written, one site after the other: of many large tables it would fill the memory.
+        """
         tables = {site: self.sites[site].table for site in names}
         return {
-            site: (table.version, gate.cells_of(table.on("all"), self.study))
+            site: (table.version, partial(gate.cells_of, table.on("all"), self.study))
             for site, table in tables.items()
             if table.rows <= ROWS_REMEMBERED and not self.store.remembers(site, self.study.hash, table.version)
         }

@@ -2,7 +2,7 @@
 
 import hashlib
 import sqlite3
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -196,14 +196,14 @@ class SiteStore:
         at: str,
         limits: Mapping[str, Limits],
         cohorts: Mapping[str, View],
-        cells: Mapping[str, tuple[str, Cells]],
+        cells: Mapping[str, tuple[str, Callable[[], Cells]]],
         opened: Mapping[str, tuple[str, str]],
         alone: Collection[str],
         judged: int,
     ) -> set[str] | None:
         """Make answers final in one transaction; returns the sites whose budget could not hold the cost (not sealed).
 
-        cells: of sites whose table (version) is asked about for the first time, who is in which cell.
+        cells: of sites whose table (version) is asked about for the first time, what works out who is in which cell.
         alone: the sites whose answers are seen by themselves. judged: ``version`` from before the rules were judged.
         Raises JudgedBefore where it has changed: another study may have shown what this answer is not to be beside.
 
@@ -268,11 +268,11 @@ class SiteStore:
             self._record(call, sealed, local, names, number, cohorts, new_cohorts, opened)
             db.executemany(
                 "insert or ignore into cells(site, study, version, bytes) values(?,?,?,?)",
-                [
-                    (site, call.study, version, found.to_bytes())
+                (
+                    (site, call.study, version, found().to_bytes())
                     for site, (version, found) in cells.items()
                     if site in sealed
-                ],
+                ),
             )
             own_rows = {site: cohorts[site].pseudonyms for site in sealed if site in alone}
             self.openings.record_own(own_rows, at)
@@ -315,11 +315,11 @@ class SiteStore:
         if new_cohorts:
             self.db.executemany(
                 "insert or ignore into cohort(site, patients, pseudonyms) values(?,?,?)",
-                [
+                (
                     (site, _patients_digest(cohorts[site]), np.ascontiguousarray(cohorts[site].pseudonyms).tobytes())
                     for site in new_cohorts
                     if site in sealed
-                ],
+                ),
             )
         if opened:
             self.db.executemany(
