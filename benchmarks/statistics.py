@@ -8,10 +8,10 @@ Everybody starts from the same Parquet files, one a site, and everybody's time a
 its own, from its start: imports, loading, fit and standard errors. medfed's is a whole run: tables opened and their
 versions hashed, approvals, gate, seals, secure sums, checkpoints; no table is ever in memory as a whole. The pooled fits hold
 all rows. "plain" is the same study without secure sums: what they cost is the difference.
-Measured on two shared cores under a load of 8 to 9 (2026-11-26), 2 million rows, seconds, CPU seconds, peak GB: secure sums 31.4,
-13.6, 0.49; plain sums 36.7, 10.1, 0.48; Logit 52.0, 14.8, 1.84; scikit-learn 31.7, 8.6, 1.81; GLM 138.7, 38.3, 6.39; largest
-difference of a coefficient 1.3e-15. Secure sums cost about 3 CPU seconds at ten sites, most of it the same at any size, and the units
-of every site are counted once. Ten million rows were not measured with secure sums: the machine was never idle.
+Measured on two idle cores (2026-11-26), 10 million rows, seconds, CPU seconds, peak GB: secure sums 23.5, 31.3, 0.93; Logit 47.9,
+64.8, 8.75; scikit-learn 26.8, 37.2, 8.61; largest difference of a coefficient 8.9e-16. 2 million, under a load of 8 to 9: secure sums
+31.4, 13.6, 0.49; plain sums 36.7, 10.1, 0.48; Logit 52.0, 14.8, 1.84; scikit-learn 31.7, 8.6, 1.81; GLM 138.7, 38.3, 6.39.
+Secure sums cost about 3 CPU seconds at ten sites, most of it the same at any size, and the units of every site are counted once.
 Times on a shared machine vary: contenders run in turn, ``--repeat`` times, and the fastest of each is shown.
 """
 
