@@ -1,8 +1,8 @@
 """A logistic regression of millions of patients at ten sites: peak memory and time, beside pooled fits of the same files.
 
-    python benchmarks/statistics.py                          10 million rows x 30, statsmodels' Logit, scikit-learn
-    python benchmarks/statistics.py --rows 2000000 --with glm        two million, statsmodels' GLM as well
-    python benchmarks/statistics.py --rows 400000            a short run
+    python benchmarks/large_tables.py                          10 million rows x 30, statsmodels' Logit, scikit-learn
+    python benchmarks/large_tables.py --rows 2000000 --with glm        two million, statsmodels' GLM as well
+    python benchmarks/large_tables.py --rows 400000            a short run
 
 Everybody starts from the same Parquet files, one a site, and everybody's time and peak memory are those of a process of
 its own, from its start: imports, loading, fit and standard errors. medfed's is a whole run: tables opened and their
