@@ -67,6 +67,12 @@ def test_the_risk_model_is_judged_honestly(found: tuple[Path, dict]) -> None:
     assert overall["federated"]["auc"] == pytest.approx(overall["pooled"]["auc"], abs=1e-9)
 
 
+def test_no_hospital_is_cleared_that_nobody_could_look_at(found: tuple[Path, dict]) -> None:
+    page = (found[0] / "coordinator" / "runs" / "risk" / "report.html").read_text(encoding="utf-8")
+    assert "Nobody looked" in page
+    assert "No alarm" not in page
+
+
 def test_a_model_comes_back_and_outcomes_are_fed_back(found: tuple[Path, dict]) -> None:
     folder, figures = found
     assert figures["model"]["predicted"] == 22

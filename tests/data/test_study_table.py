@@ -236,3 +236,16 @@ def test_a_patient_has_another_pseudonym_under_another_sites_key_or_name(patient
     assert own != pseudonym("other", patient, key)
     if key.rstrip(b"\0") != other.rstrip(b"\0"):
         assert own != pseudonym("clinic", patient, other)
+
+
+def test_what_is_worked_out_for_all_rows_is_kept_once_where_every_part_has_them():
+    table = StudyTable.from_columns(make_study(parts={"kind": "all"}), columns())
+    everybody, train = table.on("all"), table.on("train")
+    assert train.pseudonyms is everybody.pseudonyms
+    assert train.arrays("features")[0] is everybody.arrays("features")[0]
+    assert not table.stored("fold").any()
+    assert len(table.stored("fold")) == table.rows
+    fractions = StudyTable.from_columns(
+        make_study(parts={"kind": "fractions", "train": 0.5, "valid": 0.25, "test": 0.25}), columns()
+    )
+    assert fractions.on("train").patients < fractions.on("all").patients

@@ -19,14 +19,15 @@ from medfed.federation.step import Input, Keep, Out, Step, Sum, step
 from medfed.methods.private_glm import (
     COEFFICIENT_ERROR,
     COUNT_ERROR,
+    average_of_last,
     check_private_settings,
     clipped_gradient,
-    in_outcome_units,
     on_ranges,
     outcome_scaling,
     outcome_unit,
     patient_count,
     penalised,
+    private_result,
     range_scaling,
     score_rows,
 )
@@ -152,10 +153,8 @@ class PrivateFedAvg:
         else:
             change = total["weighted_change"] / max(float(total["patients"]), 1.0)
         model = np.clip(state.model + change, -LARGEST, LARGEST)
-        rounds, average, averaged = state.rounds + 1, state.average, state.averaged
-        if rounds > self.rounds - max(round(self.averaged * self.rounds), 1):
-            averaged += 1
-            average = average + (model - average) / averaged
+        rounds = state.rounds + 1
+        average, averaged = average_of_last(self, state, model)
         return replace(
             state, model=model, average=average, averaged=averaged, patients=patients, rounds=rounds,
             sites=list(total.sites),
@@ -165,11 +164,4 @@ class PrivateFedAvg:
         return state.rounds >= self.rounds
 
     def result(self, state: PrivateFedAvgState) -> Mapping[str, Any]:
-        return {
-            "coefficients": in_outcome_units(state.average, state.outcome),
-            "centre": state.centre,
-            "scale": state.scale,
-            "patients": state.patients,
-            "rounds": state.rounds,
-            "sites": list(state.sites),
-        }
+        return private_result(state)

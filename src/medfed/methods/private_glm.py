@@ -171,10 +171,7 @@ class PrivateGLM:
         velocity = self.momentum * state.velocity + gradient + self.l2 * penalised(state.model)
         model = np.clip(state.model - self.rate * velocity, -COEFFICIENTS.limit, COEFFICIENTS.limit)
         rounds = state.rounds + 1
-        average, averaged = state.average, state.averaged
-        if rounds > self.rounds - max(round(self.averaged * self.rounds), 1):
-            averaged += 1
-            average = average + (model - average) / averaged
+        average, averaged = average_of_last(self, state, model)
         return replace(
             state, model=model, velocity=velocity, average=average, averaged=averaged, patients=patients, rounds=rounds,
             sites=list(total.sites),
@@ -184,14 +181,30 @@ class PrivateGLM:
         return state.rounds >= self.rounds
 
     def result(self, state: PrivateGLMState) -> Mapping[str, Any]:
-        return {
-            "coefficients": in_outcome_units(state.average, state.outcome),
-            "centre": state.centre,
-            "scale": state.scale,
-            "patients": state.patients,
-            "rounds": state.rounds,
-            "sites": list(state.sites),
-        }
+        return private_result(state)
+
+
+def average_of_last(method: Any, state: Any, model: FloatArray) -> tuple[FloatArray, int]:
+    """Average of the models of the last rounds (the share ``averaged`` of them), this one included; how many they are.
+
+    An average of noisy steps carries less noise than the last of them (Polyak and Juditsky 1992).
+    """
+    if state.rounds + 1 <= method.rounds - max(round(method.averaged * method.rounds), 1):
+        return state.average, state.averaged
+    averaged = state.averaged + 1
+    return state.average + (model - state.average) / averaged, averaged
+
+
+def private_result(state: Any) -> Mapping[str, Any]:
+    """What a private fit gives: the averaged model, its scaling, and of whom it is."""
+    return {
+        "coefficients": in_outcome_units(state.average, state.outcome),
+        "centre": state.centre,
+        "scale": state.scale,
+        "patients": state.patients,
+        "rounds": state.rounds,
+        "sites": list(state.sites),
+    }
 
 
 def outcome_unit(family: str, study: Study) -> float:
