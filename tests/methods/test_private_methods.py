@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from medfed.federation.runner import Runner
 from medfed.federation.step import Out, Sum, step
 from medfed.methods.private_describe import PrivateDescribe, noisy_mean
 from medfed.methods.private_fedavg import noisy_training, noisy_weight
+from medfed.methods.private_glm import PrivateGLM, average_of_last
 from medfed.privacy.accounting import charged_epsilon
 from medfed.study import Study, study_from_dict
 
@@ -217,3 +219,14 @@ def test_a_reply_can_not_be_asked_for_under_an_epsilon(tmp_path: Path) -> None:
     federation = Federation(run=type("R", (), {"study": study})(), round=1, sites=("a",))
     with pytest.raises(FederationError, match="single replies"):
         federation.gather(site_coefficients, scale=np.ones(4))
+
+
+def test_the_models_of_the_last_rounds_are_averaged_and_no_earlier_ones() -> None:
+    method = PrivateGLM(rounds=6, averaged=0.5)
+    models = [np.array([float(at), -1.0]) for at in range(6)]
+    average, averaged = np.zeros(2), 0
+    for at, model in enumerate(models):
+        state = SimpleNamespace(rounds=at, average=average, averaged=averaged)
+        average, averaged = average_of_last(method, state, model)
+    assert averaged == 3
+    assert average == pytest.approx(np.mean(models[3:], axis=0))
