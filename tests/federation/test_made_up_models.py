@@ -23,12 +23,14 @@ from medfed.federation import gate
 from medfed.federation.packages import find_method
 from medfed.federation.runner import Runner
 from medfed.federation.step import Step
+from medfed.methods.cox_cells import cell_means, cell_risks
+from medfed.methods.discrete_hazards import hazard_terms
 from medfed.methods.fedavg import local_training
 from medfed.methods.glm import glm_terms, robust_terms
 from medfed.methods.gradients import full_gradient
 from medfed.methods.newton import logistic_terms, symmetric
 from medfed.methods.scaffold import corrected_training
-from medfed.study import Study
+from medfed.study import Study, study_from_dict
 
 SITES = ("a", "b", "c", "children")
 CHILDREN = np.array([15.0, 14.5, 15.5])
@@ -60,7 +62,7 @@ class Ask:
         return state["total"]
 
 
-def hospitals(study: Study, adults: int) -> dict[str, StudyTable]:
+def hospitals(study: Study, adults: int = 300) -> dict[str, StudyTable]:
     rng, tables = np.random.default_rng(5), {}
     for at, site in enumerate(SITES):
         x = CHILDREN if site == "children" else rng.uniform(-20, -10, adults)
@@ -70,14 +72,15 @@ def hospitals(study: Study, adults: int) -> dict[str, StudyTable]:
             else np.array(["no", "yes"])[rng.integers(0, 2, adults)]
         )
         who = np.arange(len(x), dtype=np.uint64) + np.uint64(1_000_000 * (at + 1))
-        tables[site] = StudyTable.from_columns(study, {"event": y, "x0": x}, pseudonyms=who)
+        columns = {"event": y, "x0": x} | ({"time": rng.uniform(0, 12, len(x))} if study.time else {})
+        tables[site] = StudyTable.from_columns(study, columns, pseudonyms=who)
     return tables
 
 
-def total_of(folder: Path, study: Study, ask: Ask, adults: int = 300) -> Mapping[str, Any]:
+def total_of(folder: Path, study: Study, ask: Ask) -> Mapping[str, Any]:
     engine: Embedded
     engine, _ = what_if(
-        folder / "s", hospitals(study, adults), study, [find_method(study)], policy=OPEN, keys=fixed_keys(list(SITES))
+        folder / "s", hospitals(study), study, [find_method(study)], policy=OPEN, keys=fixed_keys(list(SITES))
     )
     with closing(Runner(folder / "c", engine, study, durability="process")) as runner:
         return runner.execute(ask, "main")
@@ -95,9 +98,20 @@ def made_up(step: Step, level: float, slope: float) -> dict[str, Any]:
         more = {"outcome": np.array([0.0, 1.0]), "log_alpha": np.zeros(())}
         more |= {"unit": np.ones(())} if step is robust_terms else {}
         return {"beta": beta, **scaling, **more}
+    if step in (hazard_terms, cell_risks, cell_means):
+        cells = {"cuts": np.array([1.0, 2.0])} | ({"alpha": np.zeros(2)} if step is hazard_terms else {})
+        return {"beta": beta, **scaling, **cells}
     named = {logistic_terms: "beta"}.get(step, "model")
     more = {"control": np.zeros(2)} if step is corrected_training else {}
     return {named: beta, **scaling, **more}
+
+
+def survival_for(use: str) -> Study:
+    time = {"meaning": "Follow-up", "type": "number", "role": "time", "unit": "month", "range": [0, 12], "interval": 6}
+    declared = study_for(use).model_dump(mode="json")
+    return study_from_dict(
+        declared | {"variables": declared["variables"] | {"time": time}, "task": {"kind": "survival"}}
+    )
 
 
 QUESTIONS = {
@@ -107,6 +121,9 @@ QUESTIONS = {
     "corrected training": (corrected_training, study_for("scaffold.Scaffold", rounds=2)),
     "binomial": (glm_terms, study_for("glm.Glm", formula="event ~ x0", family="binomial")),
     "robust": (robust_terms, study_for("glm.Glm", formula="event ~ x0", family="binomial", covariance="HC0")),
+    "hazards": (hazard_terms, survival_for("discrete_hazards.DiscreteHazards")),
+    "risks": (cell_risks, survival_for("unstratified_cox.UnstratifiedCox")),
+    "risks and sums": (cell_means, survival_for("unstratified_cox.UnstratifiedCox")),
     "poisson": (glm_terms, study_for("glm.Glm", formula="event ~ x0", family="poisson")),
 }
 
