@@ -44,8 +44,8 @@ class WeightSums:
     @classmethod
     def of(cls, weights: FloatArray, y: FloatArray, own: FloatArray | float = 1.0) -> "WeightSums":
         """weights: (b,) in the sum; y: outcomes (b,); own: weights of the rows in the study."""
-        own = np.broadcast_to(np.asarray(own, dtype=np.float64), y.shape)
-        return cls(float(weights.sum()), float(weights @ weights), float(own @ y), float(own.sum()))
+        rows = own.sum() if isinstance(own, np.ndarray) else own * len(y)
+        return cls(float(weights.sum()), float(weights @ weights), float((own * y).sum()), float(rows))
 
     def __add__(self, other: "WeightSums") -> "WeightSums":
         return WeightSums(
