@@ -136,6 +136,15 @@ def test_a_model_that_leaves_weight_to_a_few_is_not_answered(tmp_path: Path, nam
     assert total_of(tmp_path / "yes", study, Ask(step, made_up(step, -15.0, 0.2))), "an ordinary one is"
 
 
+def test_an_outcome_in_another_unit_changes_nothing(tmp_path: Path) -> None:
+    """What is ordinary is taken from the site's outcomes, not from what the call makes of them."""
+    step, study = QUESTIONS["binomial"]
+    for unit in (1e6, 1e-3):
+        inputs = made_up(step, 15.0, SLOPE) | {"outcome": np.array([0.0, unit])}
+        with pytest.raises(FederationError, match=f"{gate.LIGHT}|{gate.OVER_LIMIT}"):
+            total_of(tmp_path / str(unit), study, Ask(step, inputs))
+
+
 def test_without_the_rule_the_total_is_the_childrens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate, "ORDINARY_SHARE", 10**9)
     step, study = QUESTIONS["information"]

@@ -110,7 +110,7 @@ def arm_outcome_terms(
             root = here * np.sqrt(weight)
             found[0][arm] = here @ (y[block.arm == arm] - mean)
             found[1][arm] = root @ root.T
-            found[2][arm] = WeightSums.of(weight, y[block.arm == arm])
+            found[2][arm] = WeightSums.of(weight, block.y[block.arm == arm])
         return found
 
     for s, i, w in over_blocks(site, centre, scale, terms, with_arm=True):

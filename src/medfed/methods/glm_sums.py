@@ -142,19 +142,22 @@ def accumulated(site: Site, inputs: Mapping[str, FloatArray], *, shape: bool, vi
     release = {"score": score[:q], "information": upper(information[:q, :q]), "fit": fit}
     if shape:
         release["shape"] = np.stack([information[q], np.append(np.zeros(q), score[q])])
-    return _weighed(site, release, total.weights, alpha)
+    return _weighed(site, release, total.weights, inputs)
 
 
-def _weighed(site: Site, release: Mapping[str, FloatArray], weights: WeightSums, alpha: float) -> Out:
+def _weighed(
+    site: Site, release: Mapping[str, FloatArray], weights: WeightSums, inputs: Mapping[str, FloatArray]
+) -> Out:
     """The release, and how many patients it rests on."""
+    # In the outcome's own unit: what the call makes of it must not change what is ordinary.
+    middle, width = (float(value) for value in inputs["outcome"])
+    alike = weight_at(str(site.settings["family"]), middle + width * weights.mean, float(np.exp(inputs["log_alpha"])))
     return Out(
         release,
         effective_patients=(weights.effective, smallest_cell(site)),
         effective_of=(np.inf, 0),
         # Where some of a large table's rows were looked at, they stand for the others.
-        ordinary_patients=weights.ordinary(
-            weight_at(str(site.settings["family"]), weights.mean, alpha), site.table.patients
-        ),
+        ordinary_patients=weights.ordinary(alike, site.table.patients),
     )
 
 
@@ -220,7 +223,7 @@ def sandwich(site: Site, inputs: Mapping[str, FloatArray], *, clustered: bool) -
         "meat": upper(meat[:q, :q]),
         "shape": np.stack([information[q], meat[q]]) if shape else np.zeros((2, q + 1)),
     }
-    return _weighed(site, release, weights, alpha)
+    return _weighed(site, release, weights, inputs)
 
 
 def _outer(site: Site, at: At, each: FloatArray) -> FloatArray:
