@@ -62,7 +62,7 @@ def question(study: Study, kind: str, settings: Settings) -> Study:
         update={
             "privacy": privacy,
             "method": {"use": use, "settings": dict(settings)},
-            "task": {**study.task.model_dump(), "kind": "survival" if kind in SURVIVAL else "association"},
+            "task": {**study.task.model_dump(), "kind": "survival" if study.time else "association"},
             "variants": {},
             "evaluation": {"design": "none"},
         }
