@@ -10,7 +10,7 @@ import statsmodels.formula.api as smf
 from lifelines import KaplanMeierFitter
 from lifelines.utils import median_survival_times, restricted_mean_survival_time
 
-from medfed.applications.statistics import Statistics, in_memory
+from medfed.applications.statistics import Statistics, in_memory, question
 from medfed.errors import FederationError
 from medfed.study import study_from_dict
 
@@ -89,6 +89,19 @@ def test_a_hazard_ratio_of_the_arm_alone() -> None:
     )  # fmt: skip
     oracle = model.fit(disp=0)
     assert abs(fit.to_frame()["coef"].iloc[0] - oracle.params[0]) / oracle.bse[0] < 1e-8
+
+
+def test_a_formula_of_some_covariates_leaves_the_patients_as_they_are() -> None:
+    """Those who lacked another covariate came back with it: other patients than in Table 1, and a refusal for their number."""
+    study = ask({"treatment" if name == "arm" else name: v for name, v in (CODES | FOLLOW_UP | AGE).items()}).study
+    asked = question(study, "cox", {"formula": "sex"})
+    assert list(asked.variables) == list(study.variables)
+    assert {name: variable.missing for name, variable in asked.variables.items()} == dict.fromkeys(
+        asked.variables, "drop"
+    )
+    assert [column.name for column in asked.design.columns] == ["intercept", "sex=m"]
+    assert question(study, "cox", {"formula": "treatment + sex"}).variables["treatment"].role == "arm"
+    assert "arm" not in question(ask(CODES | FOLLOW_UP | AGE).study, "cox", {"formula": "sex"}).variables
 
 
 def test_a_study_with_follow_up_has_a_table_one_a_description_and_models() -> None:
