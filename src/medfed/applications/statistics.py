@@ -62,7 +62,7 @@ def question(study: Study, kind: str, settings: Settings) -> Study:
         update={
             "privacy": privacy,
             "method": {"use": use, "settings": dict(settings)},
-            "task": {**study.task.model_dump(), "kind": "survival" if kind in SURVIVAL else "association"},
+            "task": {**study.task.model_dump(), "kind": "survival" if study.time else "association"},
             "variants": {},
             "evaluation": {"design": "none"},
         }
@@ -90,9 +90,13 @@ def _survival(study: Study, settings: Settings) -> tuple[Study, Settings]:
     if set(named) == set(known):
         return study, rest
     declared = study.model_dump(mode="json", exclude_none=True)
-    declared["variables"] = {
-        name: variable for name, variable in declared["variables"].items() if name in named or name not in known
-    }
+    # The others stay, as conditions: a patient who lacks one is left out of this question as of every other.
+    for name in set(known) - set(named):
+        if name == "arm":  # the study's arm alone can have this name
+            del declared["variables"][name]
+            continue
+        declared["variables"][name] |= {"role": "cohort"}
+        declared["variables"][name].pop("reference", None)
     return study_from_dict(declared), rest
 
 

@@ -271,6 +271,8 @@ class Layout:
         """
         found = np.zeros((self.atoms, len(self.numbers)), dtype=np.int64)
         names = [factor.name for factor in self.numbers]
+        if not names:
+            return found
         for piece in whole.batches(names):
             rows = len(piece[0])
             for at, column in enumerate(piece):
@@ -280,7 +282,7 @@ class Layout:
             if rows == whole.rows:
                 return found
             break
-        for at in np.flatnonzero((found < ENOUGH).any(0)).tolist() if names else ():
+        for at in np.flatnonzero((found < ENOUGH).any(0)).tolist():
             column = np.concatenate([np.asarray(piece[0], np.float64) for piece in whole.batches([names[at]])])
             found[:, at] = self._varied(column, whole.row_pseudonyms, atom_of_row)
         return found

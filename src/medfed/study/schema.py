@@ -304,8 +304,15 @@ class Study(Declared):
 
     @cached_property
     def numbers(self) -> tuple[str, ...]:
-        """Names of the variables that are numbers, in the study's order."""
-        return tuple(name for name, variable in self.variables.items() if variable.type == "number")
+        """Names of the numbers that are described, in the study's order: the outcome and covariates.
+
+        Of others (a cohort's, an offset, a weight, a time) sites do not look whether their few values make sums counts.
+        """
+        return tuple(
+            name
+            for name, variable in self.variables.items()
+            if variable.type == "number" and variable.role in ("outcome", "covariate")
+        )
 
     @cached_property
     def levels(self) -> tuple[tuple[str, str, int], ...]:
