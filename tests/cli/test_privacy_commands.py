@@ -164,6 +164,51 @@ def test_the_preview_shows_noise_and_holds_back_what_the_budget_can_not_pay(tmp_
     assert all(release["noise"] > 0 for step in found["steps"] for release in step["releases"])
 
 
+def test_an_officer_hears_before_approving_after_how_many_answers_a_budget_ends(folder: Path) -> None:
+    """What preview and approval foretell is what the ledger then holds: answers up to the one that is refused."""
+    study, site = folder / "study.yaml", folder / "sites" / "north"
+    study.write_text(PRIVATE.replace("name: three-sites", "name: another"), encoding="utf-8")
+    for name in SITES:
+        policy = folder / "sites" / name / "policy.yaml"
+        policy.write_text(policy.read_text().replace("budget: 10 ", "budget: 10.2 "))
+        done("site", "build", folder / "sites" / name, study)
+    expected = done("site", "preview", site, study, "--json").json["outlook"]
+    assert 0 < expected["answered"] < expected["answers"] == 12
+    assert expected["after"] > expected["budget"] == 10.2
+    assert not expected["by_study"]
+    said = f"it would be refused after {expected['answered']} of its 12 noisy answers"
+    for words in (("preview",), ("approve",)):
+        shown = " ".join(done("site", *words, site, study).out.split())
+        assert (
+            f"A run spends epsilon 8 at delta 1e-05. The site has spent {expected['spent']:.4g} of its budget of 10.2"
+            in shown
+        )
+        assert f"a further study may spend up to about epsilon {expected['left']:.3g}" in shown
+        assert said in shown
+        assert "Raise `budget` in policy.yaml" in shown
+    assert "整次运行" in done("site", "preview", site, study, "--lang", "zh").out
+    for name in SITES:
+        given = done("site", "approve", folder / "sites" / name, study, "--json").json
+        assert given["cost"]["answered"] == expected["answered"]
+    shown = medfed("run", study, "-c", folder, "--run", "another", "--durability", "process", "--json")
+    assert shown.code == 2
+    assert "so the study as a whole does not fit; the site raises `budget`" in " ".join(shown.err.split())
+    studies = done("privacy", "budget", site, "--json").json["studies"]
+    assert [row["sums"] for row in studies if row["name"] == "another"] == [expected["answered"]]
+
+
+def test_a_second_run_needs_a_larger_budget_of_the_study_and_is_told_so(folder: Path) -> None:
+    study, site = folder / "study.yaml", folder / "sites" / "north"
+    policy = site / "policy.yaml"
+    policy.write_text(policy.read_text().replace("budget: 10 ", "budget: 30 "))
+    shown = " ".join(done("site", "preview", site, study).out.split())
+    assert "this study may spend epsilon 8 here" in shown
+    assert "refused after 0 of its 12 noisy answers" in shown
+    assert "For a further run approve with a larger --budget" in shown
+    assert "Would be held back" not in shown
+    assert "Warning" not in done("site", "approve", site, study, "--budget", "14").out
+
+
 def test_an_approval_refuses_a_study_that_can_not_be_charged(tmp_path: Path) -> None:
     study = make_sites(tmp_path, ["north"])
     study.write_text(PRIVATE.replace("private_glm.PrivateGLM", "newton.Newton").replace(", settings: {rounds: 10}", ""))

@@ -18,13 +18,14 @@ from medfed.evaluation.charts import Line, curve
 from medfed.evaluation.study_run import StudyRun
 from medfed.federation.approval import approved_names
 from medfed.federation.budget import charged_events, over_all
+from medfed.federation.cost import further_epsilon
 from medfed.federation.ledger import open_store, rows_of, verify_ledger
 from medfed.federation.packages import find_method, step_name
 from medfed.federation.policy import load_policy
 from medfed.federation.private import charges_of, most_shares, release_deviation
 from medfed.federation.step import Step
 from medfed.language import number, translator
-from medfed.privacy.accounting import Event, Events, charged_epsilon, gaussian_noise, rdp_epsilon
+from medfed.privacy.accounting import Event, charged_epsilon, rdp_epsilon
 from medfed.privacy.plan import total_deviation
 from medfed.study import Study, load_study
 from medfed.study.schema import DELTA, LARGEST_DELTA, LARGEST_EPSILON
@@ -297,22 +298,6 @@ def budget(
 def spent_by_answer(db: sqlite3.Connection, site: str) -> list[float]:
     """Epsilon after each answer that was charged, as the ledger's rows hold it."""
     return [float(row["spent"]) for row in rows_of(db, site) if row["event"] is not None]
-
-
-def further_epsilon(events: Events, budget: float, delta: float) -> float:
-    """The largest epsilon that one further study, of one Gaussian sum, could spend within the budget; 0 where none."""
-
-    def over(epsilon: float) -> float:
-        noise = gaussian_noise(epsilon, delta)
-        return charged_epsilon({**events, Event(noise): events.get(Event(noise), 0) + 1}, delta) - budget
-
-    from scipy.optimize import brentq
-
-    least = 1e-3
-    if budget <= least or over(least) > 0:
-        return 0.0
-    # Composed, a further study costs less than its own epsilon.
-    return float(brentq(over, least, budget * 1.01 + least, xtol=1e-3)) if over(budget * 1.01 + least) > 0 else budget
 
 
 def bar(value: float, most: float, width: int = 40) -> str:

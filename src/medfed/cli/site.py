@@ -14,6 +14,7 @@ from rich.table import Table
 from medfed.canonical import write_atomically
 from medfed.cli import site_data, site_model, site_network, site_preflight
 from medfed.cli.console import AsJson, Language, out, print_json, say
+from medfed.cli.site_cost import outlook_at, show_outlook
 from medfed.data.site_folder import SiteFolder, init_site, load_site
 from medfed.data.stored import open_table
 from medfed.engines.site_roster import add_to_roster, fingerprint, protection_for, read_roster, shares_for
@@ -97,6 +98,7 @@ def preview(folder: SiteFolderPath, study: Proposed, lang: Language = "en", json
     found = preview_of(
         site.name, loaded, table, policy, steps_of(loaded), protection_for(site, loaded),
         charges=charges_of(loaded, StudyRun(loaded)), shares=shares_for(site, loaded),
+        outlook=outlook_at(site, loaded, policy),
     )  # fmt: skip
     if json:
         print_json(found)
@@ -109,9 +111,8 @@ def show_preview(found: Preview, lang: str) -> None:
     out.print(f"[bold]{found.study}[/bold] · {found.site} · {found.patients} {_('patients')}")
     out.print(f"{_('Hash')}: {found.hash}", soft_wrap=True)
     out.print(f"{_('Table version')}: {found.table_version}", soft_wrap=True)
-    if found.epsilon is not None:
-        spends = _("A run spends epsilon {epsilon} at delta {delta}; the site's budget over all studies is {budget}.")
-        out.print(spends.format(epsilon=f"{found.epsilon:g}", delta=f"{found.delta:g}", budget=f"{found.budget:g}"))
+    if found.outlook is not None:
+        show_outlook(found.outlook, lang)
     if found.protection == "secure" and found.epsilon is not None:
         say(_("Sums are secure: only totals over several sites are seen, and this site adds a share of their noise; the shares of {shares} sites make up the whole."),
             shares=found.shares)  # fmt: skip
@@ -185,11 +186,14 @@ def approve(
     last = _last_day(until)
     key = load_signing_key(site.keys)
     policy = load_policy(site.policy_path)
-    charges_of(loaded, StudyRun(loaded))  # what can't be given noise under the study's epsilon is told now
+    # What can't be given noise under the study's epsilon is told now, and what can't be paid for.
+    cost = outlook_at(site, loaded, policy, study_budget=budget)
     names = step_names(loaded)
     if refused := [name for name in names if not policy.allows_step(name)]:
         raise PolicyViolation(f"the policy of site {site.name!r} does not allow the step {refused[0]}; not approved")
     packages, roster = packages_of(names), read_roster(site)
+    if cost is not None and not json:
+        show_outlook(cost, lang)
     with _ledger(site) as db:
         head = sign_approval(
             db, site=site.name, study=loaded, steps=names, packages=packages, table_version=table.version,
@@ -199,7 +203,7 @@ def approve(
     among = secure_roster(loaded, roster)
     if json:
         print_json({"site": site.name, "study": loaded.hash, "until": last.isoformat(), "table_version": table.version,
-                    "steps": names, "packages": packages, "ledger_row": head.number, "roster": among})  # fmt: skip
+                    "steps": names, "packages": packages, "ledger_row": head.number, "roster": among, "cost": cost})  # fmt: skip
         return
     _ = translator(lang)
     say(_("{site} approves {study} ({hash}) until {until}; row {row} of its ledger."), site=site.name, study=loaded.name,

@@ -13,6 +13,7 @@ from rich.table import Table
 from medfed.cli.console import AsJson, Language, err, out, print_json, say
 from medfed.cli.network import need_network, run_in_foreground, start_in_background
 from medfed.cli.run import clock_time
+from medfed.cli.site_cost import outlook_at
 from medfed.data.site_folder import SiteFolder, load_site
 from medfed.data.stored import open_table
 from medfed.engines.site_roster import protection_for, shares_for
@@ -238,6 +239,7 @@ def _show_proposal(box: Any, name: str, lang: str, json: bool) -> None:
         found = preview_of(
             box.site.name, study, table, policy, steps_of(study), protection,
             charges=charges_of(study, StudyRun(study)), shares=shares_for(box.site, study),
+            outlook=outlook_at(box.site, study, policy),
         )  # fmt: skip
         not_built = ""
     except MedfedError as problem:

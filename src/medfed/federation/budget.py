@@ -16,7 +16,11 @@ from medfed.privacy.accounting import Event, Events, charged_epsilon
 
 Accountant = Callable[[Events, float], float]
 LAW = "discrete-gaussian"
-OVER_BUDGET = "the answer would cost more epsilon than the site has left, over all studies or for this one"
+OVER_BUDGET = (
+    "the answer would cost more epsilon than the site has left, over all studies or for this one, so the study as a whole "
+    "does not fit; the site raises `budget` in policy.yaml or approves with a larger --budget, or a new study asks with a "
+    "smaller epsilon"
+)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from medfed.data.table import StudyTable
 from medfed.federation.admission import COUNTED_TOO_FINELY
 from medfed.federation.budget import OVER_BUDGET, Charge
 from medfed.federation.call import Protection
+from medfed.federation.cost import Outlook
 from medfed.federation.gate import SITE_TERMS, judge_rows, minimum_cell
 from medfed.federation.packages import step_name
 from medfed.federation.policy import Policy
@@ -67,6 +68,7 @@ class Preview:
     delta: float | None = None
     budget: float | None = None
     shares: int = 1
+    outlook: Outlook | None = None
 
     @property
     def would_contribute(self) -> bool:
@@ -82,10 +84,12 @@ def preview(
     protection: Protection = "plain",
     charges: Mapping[str, Charge] | None = None,
     shares: int = 1,
+    outlook: Outlook | None = None,
 ) -> Preview:
     """Run the gate's rules over declarations and table, without running a step. Nothing leaves.
 
     shares: over how many sites the noise of a sum is spread (``noise_shares``). charges: what each step's call costs and how much noise it carries, in a study with an epsilon (``charges_of``).
+    outlook: how far the budget carries a whole run (``cost.outlook``).
     """
     return Preview(
         site=site,
@@ -95,11 +99,12 @@ def preview(
         patients=table.on("all").patients,
         minimum_cell=minimum_cell(policy, study),
         protection=protection,
-        steps=tuple(_step(study, table, policy, step, protection, charges or {}, shares) for step in steps),
+        steps=tuple(_step(study, table, policy, step, protection, charges or {}, shares, outlook) for step in steps),
         epsilon=study.privacy.epsilon,
         delta=study.privacy.delta,
         budget=policy.budget if study.privacy.epsilon is not None else None,
         shares=shares,
+        outlook=outlook,
     )
 
 
@@ -111,6 +116,7 @@ def _step(
     protection: Protection,
     charges: Mapping[str, Charge],
     shares: int,
+    outlook: Outlook | None,
 ) -> StepPreview:
     sizes: dict[str, Any] = {k: v[0] if isinstance(v, tuple) else v for k, v in study.sizes.items()}
     releases, amounts = [], {"sum": 0, "count": 0, "reply": 0}
@@ -135,7 +141,7 @@ def _step(
         # What protects a noisy sum is its noise: the rules for counts are not asked.
         if not (step.is_bounded or step.is_metered):
             held = NOT_BOUNDED
-        elif study.privacy.epsilon > policy.budget:
+        elif study.privacy.epsilon > policy.budget if outlook is None else not (outlook.holds or outlook.by_study):
             held = OVER_BUDGET
     elif unlisted := [r.name for r in releases if r.kind == "reply" and r.name not in policy.replies]:
         held = NOT_LISTED.format(names=", ".join(unlisted))
