@@ -215,7 +215,7 @@ def _meta() -> Iterator[Row]:
 def _effects() -> Iterator[Row]:
     import statsmodels.api as sm
     import test_causal
-    from statistics_consortium import dealt
+    from statistics_consortium import dealt, study_of
     from statsmodels.treatment.treatment_effects import TreatmentEffect
 
     from medfed.methods.causal_result import CausalEffect
@@ -224,7 +224,9 @@ def _effects() -> Iterator[Row]:
     if births is None:
         yield ("average effects", "", "skipped: this statsmodels comes without the data of its tests", "", None)
         return
-    effects = CausalEffect(_asked((test_causal.variables_of("weight"), dealt(births)), "causal.Causal", {})).effects()
+    declared, parts = test_causal.variables_of("weight"), dealt(births)
+    study = study_of(declared, "causal.Causal", {}, list(parts))
+    effects = CausalEffect(study, _asked((declared, parts), "causal.Causal", {})).effects()
     x, arm = test_causal.design(births)
     selection = sm.Logit(arm, pd.DataFrame(x)).fit(method="newton", tol=1e-14, disp=0)
     theirs = TreatmentEffect(sm.OLS(births["weight"], pd.DataFrame(x)), arm, results_select=selection)

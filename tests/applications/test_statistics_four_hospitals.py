@@ -147,15 +147,15 @@ def test_the_average_effect_equals_inverse_weighting_and_aipw_of_the_pooled_rows
     x = sm.add_constant(rows[["age", "risk"]].to_numpy())
     t, y = (rows["arm"] == "indomethacin").to_numpy(float), rows["pancreatitis"].to_numpy()
     chance = sm.Logit(t, x).fit(method="newton", tol=1e-14, disp=0).predict(x)
-    for arm, weight in ((1, (1 - t) / (1 - chance)), (2, t / chance)):
-        chosen = t == arm - 1
+    for arm, weight in (("placebo", (1 - t) / (1 - chance)), ("indomethacin", t / chance)):
+        chosen = t == (arm == "indomethacin")
         model = sm.Logit(y[chosen], x[chosen]).fit(method="newton", tol=1e-14, disp=0).predict(x)
         terms = model + weight * (y - model)
         for estimator, mean in (("ipw", (weight @ y) / weight.sum()), ("aipw", terms.mean())):
-            row = effects.loc[(estimator, f"mean of arm {arm}")]
+            row = effects.loc[(estimator, f"mean of {arm}")]
             assert abs(row["estimate"] - mean) < 1e-8 * row["standard_error"]
         error = np.sqrt(((terms - terms.mean()) ** 2).sum()) / len(y)
-        assert effects.loc[("aipw", f"mean of arm {arm}"), "standard_error"] == pytest.approx(error, rel=1e-8)
+        assert effects.loc[("aipw", f"mean of {arm}"), "standard_error"] == pytest.approx(error, rel=1e-8)
 
 
 def test_every_total_was_summed_securely(ask: Callable[..., Any], folder: Path) -> None:

@@ -14,6 +14,7 @@ from medfed.methods.causal_result import CausalEffect
 from medfed.methods.describe import Description
 from medfed.methods.glm_result import GlmFit
 from medfed.methods.meta_analysis import MetaResult, pooled
+from medfed.study import study_from_dict
 
 FIT = GlmFit(
     {
@@ -21,6 +22,21 @@ FIT = GlmFit(
         "covariances": {"model": np.diag([0.1, 0.04, 0.0001])}, "covariance_used": "model",
     }
 )  # fmt: skip
+
+TWO_ARMS = study_from_dict({
+    "medfed": 1, "name": "two-arms", "title": "t", "question": "q",
+    "variables": {
+        "event": {"meaning": "e", "type": "code", "role": "outcome", "codes": {"no": "n", "yes": "y"}, "event": "yes"},
+        "drug": {
+            "meaning": "d", "type": "code", "role": "arm", "reference": "placebo",
+            "codes": {"new": {"en": "New drug", "zh": "新药"}, "placebo": {"en": "Placebo", "zh": "安慰剂"}},
+        },
+        "age": {"meaning": "a", "type": "number", "role": "covariate", "unit": "year", "range": [0, 120]},
+    },
+    "task": {"kind": "association"}, "evaluation": {"design": "none"},
+    "method": {"use": "medfed:medfed.methods.causal.Causal"},
+    "sites": {"invited": ["a", "b", "c"], "minimum": 3},
+})  # fmt: skip
 
 
 @pytest.mark.parametrize("lang", ["en", "zh"])
@@ -51,15 +67,20 @@ def test_a_meta_analysis_shows_sites_diamonds_and_who_is_left_out(measure: str) 
 
 def test_balance_overlap_and_histograms_are_drawn() -> None:
     effect = CausalEffect(
+        TWO_ARMS,
         {
             "balance": np.array([[0.4, -0.2], [0.01, 0.02]]), "names": ["age", "sex=male"],
             "overlap": np.array([[0.0, 12.0, 30.0, 11.0], [15.0, 20.0, 10.0, 0.0]]),
-        }
+        },
     )  # fmt: skip
     assert "0.400" in balance_figure(effect).svg
+    assert balance_figure(effect).caption.startswith("Means of New drug less those of Placebo")
+    assert balance_figure(effect, "zh").caption.startswith("新药的均值减去安慰剂的均值")
     first, second = overlap_figures(effect)
     assert [row[1] for row in first.table.rows] == ["0", "12", "30", "11"]
-    assert second.title == "Second arm"
+    assert (first.title, second.title) == ("Placebo", "New drug")
+    assert "Propensity score, of having New drug" in first.svg
+    assert [figure.title for figure in overlap_figures(effect, "zh")] == ["安慰剂", "新药"]
     found = Description({"numbers": ["age"], "ranges": np.array([[0.0, 64.0]]), "bins": np.full((1, 32), 100.0)})
     assert len(histogram_figure(found, "age", "Age", "zh").table.rows) == 32
 

@@ -16,7 +16,6 @@ import statsmodels.formula.api as smf
 from medfed.errors import FederationError, MedfedError, PolicyViolation
 from medfed.federation.policy import Policy
 from medfed.federation.units import Layout, interactions_of
-from medfed.methods.causal_result import CausalEffect
 from medfed.methods.describe import Description
 from medfed.methods.glm_result import GlmFit
 
@@ -196,8 +195,8 @@ def test_no_convergence_says_the_last_change(tmp_path: Path, patients: pd.DataFr
 
 def test_one_heavy_patient_of_an_arm_holds_an_average_effect_back(tmp_path: Path, patients: pd.DataFrame) -> None:
     """Arms of a small site are not held to the minimum, yet within an arm nobody may stand out."""
-    found = CausalEffect(asked(tmp_path, uneven(patients), "~ age", method="causal.Causal"))
-    assert found.values["patients"] == 1000
+    found = asked(tmp_path, uneven(patients), "~ age", method="causal.Causal")
+    assert found["patients"] == 1000
     rng = np.random.default_rng(3)
     chance = 1 / (1 + np.exp(-(patients["age"] - 60) / 3))
     steep = patients.assign(arm=np.where(rng.random(len(patients)) < chance, "new", "old"))
@@ -215,8 +214,7 @@ def test_patients_of_a_tiny_site_are_counted_where_others_are(tmp_path: Path, pa
     assert bins["patients"].sum() == 1000
     assert ((bins["patients"] == 0) | (bins["patients"] >= 10)).all()
     assert bins.loc[bins["low"] >= 100, "patients"].sum() == 0
-    effect = CausalEffect(asked(tmp_path / "effect", parts, "~ age", method="causal.Causal"))
-    overlap = effect.overlap()[["first", "second"]].to_numpy()
+    overlap = np.asarray(asked(tmp_path / "effect", parts, "~ age", method="causal.Causal")["overlap"])
     assert overlap.sum() == 1000
     assert ((overlap == 0) | (overlap >= 10)).all()
 

@@ -67,7 +67,7 @@ def variables_of(outcome: str) -> dict[str, Any]:
 def found_for(folder: Path, frame: pd.DataFrame, outcome: str, **settings: Any) -> CausalEffect:
     parts = dealt(frame)
     study = study_of(variables_of(outcome), "causal.Causal", settings, list(parts))
-    return CausalEffect(run(folder, study, parts))
+    return CausalEffect(study, run(folder, study, parts))
 
 
 def design(frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -160,8 +160,40 @@ def test_balance_and_overlap_are_those_of_the_pooled_rows(tmp_path: Path, births
     assert table["before"].abs().max() > 0.5
     assert table["after"].abs().max() < 0.1
     overlap = found.overlap()
-    assert overlap["first"].tolist() == np.histogram(e[arm == 0], 32, (0, 1))[0].tolist()
-    assert overlap["second"].tolist() == np.histogram(e[arm == 1], 32, (0, 1))[0].tolist()
+    assert overlap["patients of none"].tolist() == np.histogram(e[arm == 0], 32, (0, 1))[0].tolist()
+    assert overlap["patients of smoker"].tolist() == np.histogram(e[arm == 1], 32, (0, 1))[0].tolist()
+
+
+MEANINGS = {"low": {"en": "Low dose", "zh": "低剂量"}, "high": {"en": "High dose", "zh": "高剂量"}}
+
+
+def test_arms_are_told_by_code_in_frames_and_by_meaning_to_people() -> None:
+    """The reference is declared last here and comes first in every figure."""
+    variables = {
+        "event": code("no", "yes", role="outcome", event="yes"),
+        "dose": {**code("low", "high", role="arm", reference="high"), "codes": MEANINGS},
+        "age": number(18, 110),
+    }
+    study = study_of(variables, "causal.Causal", {}, ["a", "b", "c"])
+    values = {
+        "means": np.array([[0.2, 0.1], [0.21, 0.11]]), "covariances": np.tile(1e-4 * np.eye(2), (2, 1, 1)),
+        "is_event": True, "deviation": 1.0, "arm_patients": np.array([60.0, 40.0]), "effective": np.array([55.5, 35.5]),
+        "sites": ["a", "b", "c"], "held_back": {}, "names": ["age"], "balance": np.array([[0.4], [0.01]]),
+        "overlap": np.array([[50.0, 10.0], [20.0, 20.0]]),
+    }  # fmt: skip
+    effect = CausalEffect(study, values)
+    assert list(effect.effects().loc["ipw"].index) == ["mean of high", "mean of low", "difference", "ratio"]
+    assert effect.effects().loc[("ipw", "mean of high"), "estimate"] == 0.2
+    assert effect.overlap()["patients of low"].tolist() == [20.0, 20.0]
+    assert effect.overlap()["low"].tolist() == [0.0, 0.5], "a code is not taken for the lower edge"
+    shown = effect.summary()
+    for said in ("60 (High dose) + 40 (Low dose)", "mean, Low dose", "difference, Low dose less High dose",
+                 "ratio, Low dose to High dose (error of its logarithm)"):  # fmt: skip
+        assert said in shown
+    assert not {"first", "second"} & set(shown.split())
+    chinese = effect.summary("zh")
+    assert "低剂量与高剂量之比（其对数的标准误）" in chinese
+    assert "60 (高剂量) + 40 (低剂量)" in chinese
 
 
 def test_e_values_are_the_published_ones() -> None:

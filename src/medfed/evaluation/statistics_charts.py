@@ -113,22 +113,26 @@ def balance_figure(effect: CausalEffect, lang: str = "en") -> Figure:
         (str(name), [Estimated(_("before"), float(row["before"])), Estimated(_("after"), float(row["after"]))])
         for name, row in effect.balance().iterrows()
     ]
-    caption = _("Differences in means between the arms, in standard deviations; under 0.1 is commonly called balanced.")
+    reference, arm = effect.arm_names(lang)
+    caption = _("Means of {arm} less those of {reference}, in standard deviations; under 0.1 is commonly called balanced.").format(
+        arm=arm, reference=reference
+    )  # fmt: skip
     heads = (_("Term"), "", _("standardised difference"))
     return dots(groups, title=_("Balance"), caption=caption, heads=heads, reference=0.0, lang=lang, form=_three_digits)
 
 
 def overlap_figures(effect: CausalEffect, lang: str = "en") -> tuple[Figure, Figure]:
-    """Patients of either arm by their chance of having the second one."""
+    """Patients of either arm by their chance of having the one that is not the reference."""
     _ = translator(lang)
     frame = effect.overlap()
     caption = _("Where one arm has patients and the other has none, nothing can be said of the effect.")
+    label = _("Propensity score, of having {arm}").format(arm=effect.arm_names(lang)[1])
     return tuple(  # type: ignore[return-value]
         histogram(
-            [0.0, *frame["high"]], _counts(frame[arm]), title=title, caption=caption,
-            x_label=_("Propensity score"), y_label=_("Patients"), lang=lang,
+            [0.0, *frame["high"]], _counts(frame[f"patients of {arm}"]), title=title, caption=caption,
+            x_label=label, y_label=_("Patients"), lang=lang,
         )
-        for arm, title in (("first", _("First arm")), ("second", _("Second arm")))
+        for arm, title in zip(effect.arms, effect.arm_names(lang), strict=True)
     )  # fmt: skip
 
 

@@ -68,5 +68,5 @@ def shown(kind: str, values: Mapping[str, Any], study: Study) -> Result:
     """The result of a run of a study, to be read."""
     module, _, name = KINDS[kind][1].rpartition(".")
     made = getattr(importlib.import_module(module), name)
-    found: Result = made(study, values) if kind in (*SURVIVAL, *PRIVATE) else made(values)
+    found: Result = made(study, values) if kind in (*SURVIVAL, *PRIVATE, "effect") else made(values)
     return found

@@ -11,7 +11,9 @@ from scipy import stats
 
 from medfed.language import number, translator
 from medfed.methods.newton import symmetric
+from medfed.methods.summaries import group_names
 from medfed.methods.tables import Shown, p_value, text_of
+from medfed.study import Study
 
 if TYPE_CHECKING:
     from medfed.methods.causal import CausalState
@@ -88,17 +90,30 @@ def e_value(ratio: float, lower: float | None = None, upper: float | None = None
 class CausalEffect:
     """What a run of ``Causal`` found. values: its result."""
 
+    study: Study
     values: Mapping[str, Any]
 
+    @property
+    def arms(self) -> tuple[str, str]:
+        """Codes of the reference and of the other arm, in the order of all figures."""
+        reference, other = group_names(self.study)
+        return reference, other
+
+    def arm_names(self, lang: str = "en") -> tuple[str, str]:
+        """The arms as people read them: the meanings of their codes."""
+        codes = self.study.variables[self.study.arm or ""].codes or {}
+        reference, other = (self.study.text(codes[arm], lang) for arm in self.arms)
+        return reference, other
+
     def effects(self) -> pd.DataFrame:
-        """One row an estimator and measure (mean of either arm, difference, ratio): estimate, standard_error, lower, upper,
-        p. The error of a ratio is that of its logarithm.
+        """One row an estimator and measure ("mean of" either arm's code, difference and ratio of the other arm to the
+        reference): estimate, standard_error, lower, upper, p. The error of a ratio is that of its logarithm.
         """
         rows = []
         for index, estimator in enumerate(ESTIMATORS):
             (first, second), covariance = self.values["means"][index], self.values["covariances"][index]
             for arm, mean in enumerate((first, second)):
-                rows.append(self._row(estimator, f"mean of arm {arm + 1}", mean, covariance[arm, arm], p=False))
+                rows.append(self._row(estimator, f"mean of {self.arms[arm]}", mean, covariance[arm, arm], p=False))
             variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
             rows.append(self._row(estimator, "difference", second - first, variance))
             if self.values["is_event"] and first > 0 and second > 0:
@@ -128,10 +143,11 @@ class CausalEffect:
         return pd.DataFrame({"before": before, "after": after}, index=self.values["names"])
 
     def overlap(self) -> pd.DataFrame:
-        """Patients of each arm by propensity score, in equal bins: low, high, first, second."""
-        first, second = self.values["overlap"]
-        edges = np.linspace(0.0, 1.0, len(first) + 1)
-        return pd.DataFrame({"low": edges[:-1], "high": edges[1:], "first": first, "second": second})
+        """Patients of each arm by propensity score, in equal bins: low, high, and "patients of" either arm's code."""
+        counts = self.values["overlap"]
+        edges = np.linspace(0.0, 1.0, len(counts[0]) + 1)
+        patients = {f"patients of {arm}": each for arm, each in zip(self.arms, counts, strict=True)}
+        return pd.DataFrame({"low": edges[:-1], "high": edges[1:], **patients})
 
     def e_values(self) -> pd.DataFrame:
         """E-value of each estimator's ratio and of its confidence limit.
@@ -158,15 +174,23 @@ class CausalEffect:
         """What ``summary`` prints, for pages as well."""
         _ = translator(lang)
         values = self.values
+        reference, other = self.arm_names(lang)
+        both = {"reference": reference, "arm": other}
         measures = {
-            "mean of arm 1": _("mean of the first arm"), "mean of arm 2": _("mean of the second arm"),
-            "difference": _("difference"), "ratio": _("ratio"),
+            **{f"mean of {code}": _("mean, {arm}").format(arm=name) for code, name in zip(self.arms, (reference, other), strict=True)},
+            "difference": _("difference, {arm} less {reference}").format(**both),
+            "ratio": _("ratio, {arm} to {reference} (error of its logarithm)").format(**both),
         }  # fmt: skip
         names = {"ipw": _("inverse weighting"), "aipw": _("doubly robust")}
-        first, second = (number(value, 1) for value in values["effective"])
+
+        def by_arm(counts: FloatArray, digits: int) -> str:
+            return " + ".join(
+                f"{number(value, digits)} ({arm})" for value, arm in zip(counts, both.values(), strict=True)
+            )
+
         facts = [
-            (_("Patients"), " + ".join(number(value, 0) for value in values["arm_patients"])),
-            (_("Effective after weighting"), f"{first} + {second}"),
+            (_("Patients"), by_arm(values["arm_patients"], 0)),
+            (_("Effective after weighting"), by_arm(values["effective"], 1)),
             (_("Sites"), ", ".join(values["sites"])),
             *((_("Not counted"), f"{site}: {_(why['reason'])}") for site, why in values["held_back"].items()),
         ]
