@@ -230,3 +230,37 @@ def test_a_histogram_that_would_show_a_few_is_left_out_and_the_rest_is_told(
     frame = found.to_frame()
     assert frame.loc["age", "mean"] == pytest.approx(65.0, abs=0.5)
     assert "age" in found.summary()
+
+
+def test_what_makes_too_few_is_named_with_what_to_do(tmp_path: Path, patients: pd.DataFrame) -> None:
+    """Nobody is sent to join levels where a few values are missing, a number hardly varies, or there are few patients."""
+    mean, lots = (
+        {"age": number(0, 120, missing="mean")},
+        "(minimum cell 10; each site counts in lots of up to 4, rounded down)",
+    )
+    few = patients.copy()
+    few.loc[few.index[:6], "age"] = np.nan
+    told = refused(tmp_path / "missing", few, "~ age", variables=mean)
+    assert f"the patients with missing values of 'age' are fewer than may be seen, though not none {lots}" in told
+    assert "`missing: drop`" in told
+    by_arm = patients.copy()
+    by_arm.loc[by_arm.index[by_arm["arm"] == "new"][:60], "age"] = np.nan
+    by_arm.loc[by_arm.index[by_arm["arm"] == "old"][:2], "age"] = np.nan
+    told = refused(tmp_path / "by", by_arm, "~ age + arm", variables=mean)
+    assert (
+        "missing values of 'age' are fewer than may be seen, though not none, among those of a level of 'arm'" in told
+    )
+    constant = patients.assign(dose=5.0)
+    told = refused(tmp_path / "constant", constant, "~ age + dose")
+    assert f"'dose' takes one or two values for nearly everybody, so that its sums count the few others {lots}" in told
+    hardly = constant.copy()
+    hardly.loc[hardly.index[:5], "dose"] = [1.0, 2.0, 3.0, 4.0, 6.0]
+    assert "'dose' takes one or two values" in refused(tmp_path / "hardly", hardly, "~ age + dose")
+    unknown = patients.assign(age=np.nan)
+    unknown.loc[unknown.index[:4], "age"] = [50.0, 51.0, 52.0, 53.0]
+    told = refused(tmp_path / "known", unknown, "~ dose + age", variables=mean)
+    assert "fewer patients than may be seen have a value of 'age'" in told
+    told = refused(tmp_path / "patients", patients.iloc[:13], "~ age")
+    assert f"the sites have fewer patients in all, or in a part of the study, than may be seen {lots}" in told
+    assert "invite more sites" in told
+    assert "Join levels" not in told

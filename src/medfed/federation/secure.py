@@ -210,12 +210,9 @@ class SecureSums:
     def _refuse_small_cells(self, call: Call, roster: Roster, count: SignedCount) -> None:
         """Say which variables make a cell that no site would open a sum over, before any is asked. Raises FederationError."""
         layout, minimum = Layout(self.study, len(roster.sites)), self.study.privacy.minimum_cell
-        if names := layout.read(count.totals).small_cell(minimum):
-            raise FederationError(
-                f"{short_name(call.step)}: over all sites, a cell of {' by '.join(map(repr, names))} has fewer patients than may be seen "
-                f"(minimum cell {minimum}; each site counts in lots of up to {lots_of(minimum, layout.sites)[0]}, rounded down). Join levels in the study, declare a number of two values as a code, leave a "
-                "variable or an interaction out, or invite more sites"
-            )
+        if found := layout.read(count.totals).small_cell(minimum):
+            lot = int(lots_of(minimum, layout.sites)[0])
+            raise FederationError(found.sentence(short_name(call.step), minimum, lot))
 
     def _key(self, call: Call, roster: Roster) -> str:
         one = _Opening(call, {}, roster, 1, "count", ())

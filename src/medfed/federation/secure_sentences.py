@@ -1,4 +1,4 @@
-"""What the coordinator says where a secure sum can't be opened: who is missing, why, and what to do."""
+"""What the coordinator says where a secure sum can't be opened: who is missing, which patients are too few, what to do."""
 
 from collections.abc import Mapping, Sequence
 
@@ -22,6 +22,34 @@ NOT_WITHOUT = (
     "{step}: {names} is missing ({reasons}), and the other sites sign no total without: beside an earlier one, maybe of another "
     "study, it would give away the terms of one or two of them. Nothing was seen, and the run waits. Mend what keeps it "
     "away, then ask again or `medfed resume`: the same question is asked again"
+)
+TOO_FEW_PATIENTS = (
+    "{step}: the sites have fewer patients in all, or in a part of the study, than may be seen (minimum cell {minimum}; each "
+    "site counts in lots of up to {lot}, rounded down). Widen the cohort, or invite more sites"
+)
+FEW_MISSING = (
+    "{step}: over all sites, the patients with missing values of {names} are fewer than may be seen, though not none (minimum "
+    "cell {minimum}; each site counts in lots of up to {lot}, rounded down). Leave them out of the study with `missing: drop`, "
+    "leave the variable out, or invite more sites"
+)
+FEW_MISSING_BY = (
+    "{step}: over all sites, the patients with missing values of {names} are fewer than may be seen, though not none, among those "
+    "of a level of {by} (minimum cell {minimum}; each site counts in lots of up to {lot}, rounded down). Leave them out of the "
+    "study with `missing: drop`, leave a variable out, or invite more sites"
+)
+FEW_KNOWN = (
+    "{step}: over all sites, fewer patients than may be seen have a value of {names} (minimum cell {minimum}; each site counts in "
+    "lots of up to {lot}, rounded down). Leave the variable out, or invite more sites"
+)
+FEW_VALUES = (
+    "{step}: over all sites, {names} takes one or two values for nearly everybody, so that its sums count the few others (minimum "
+    "cell {minimum}; each site counts in lots of up to {lot}, rounded down). Leave it out, declare it as a code whose every level "
+    "has many patients, or invite more sites"
+)
+SMALL_CELL = (
+    "{step}: over all sites, a cell of {names} has fewer patients than may be seen (minimum cell {minimum}; each site counts in "
+    "lots of up to {lot}, rounded down). Join levels in the study, declare a number of two values as a code, leave a variable or "
+    "an interaction out, or invite more sites"
 )
 NOTHING_HEARD = "nothing was heard"
 

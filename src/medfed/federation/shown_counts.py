@@ -20,7 +20,7 @@ from medfed.federation.opening import (
     shown_count,
 )
 from medfed.federation.step import Step
-from medfed.federation.units import is_small
+from medfed.federation.units import small_cells
 from medfed.privacy import Roster, SignedCount
 from medfed.study import Study
 
@@ -83,6 +83,5 @@ class CountsShown:
             words.append(np.concatenate([opened[name].ravel() for name in kinds]))
         zero_is_small = [np.full(opened[name].size, kind.zero_is_small) for name, kind in kinds.items()]
         chosen = judged_entries(self.shapes, ends)
-        return minimum > 1 and is_small(
-            words[0][chosen], words[1][chosen], np.concatenate(zero_is_small)[chosen], minimum
-        )
+        small = small_cells(words[0][chosen], words[1][chosen], np.concatenate(zero_is_small)[chosen], minimum)
+        return minimum > 1 and bool(small.any())

@@ -24,6 +24,7 @@ from medfed.federation.number_levels import ENOUGH, patients_who_vary
 from medfed.federation.openings import distinct
 from medfed.federation.remembered import patient_of_row, patients_by_level
 from medfed.federation.site import Site
+from medfed.federation.small_cell import SmallCell
 from medfed.federation.step import Count, Out, step
 from medfed.privacy.roster import quorum
 from medfed.study import Study
@@ -87,6 +88,18 @@ class Factor:
         if self.kind == "binary" and not present[0]:
             rows += [[0, 1, 0, 0], [0, 0, 1, 0]]
         return np.array(rows, dtype=np.int64), np.zeros(len(rows), dtype=bool)
+
+    def is_missing(self, group: int) -> bool:
+        """Whether a group of ``groups`` is of those whose value is missing."""
+        return group == (self.levels - 1 if self.kind == "code" else 1)
+
+    def few(self, group: int) -> SmallCell:
+        """What a small group of ``groups`` is called."""
+        if self.is_missing(group):
+            return SmallCell("missing", (self.name,))
+        if self.kind == "code" or group > 2:
+            return SmallCell("cell", (self.name,))
+        return SmallCell("known" if group == 0 else "values", (self.name,))
 
 
 def factors_of(study: Study) -> tuple[Factor, ...]:
@@ -339,23 +352,28 @@ class Units:
             return SMALL_CELL
         return None
 
-    def small_cell(self, minimum: int) -> tuple[str, ...]:
-        """The variables of the first cell under the minimum; none where all cells hold."""
+    def small_cell(self, minimum: int) -> SmallCell | None:
+        """What is under the minimum first; None where all cells hold."""
         atoms = [atom for atom in range(self.layout.atoms) if self.present[atom, 0]] if minimum > 1 else []
-        return next((found for atom in atoms if (found := self._small_cell(atom, minimum))), ())
+        if any(self.at_least[atom, 0] < minimum for atom in atoms):
+            return SmallCell("patients")
+        return next((found for atom in atoms if (found := self._small_cell(atom, minimum))), None)
 
-    def _small_cell(self, atom: int, minimum: int) -> tuple[str, ...]:
+    def _small_cell(self, atom: int, minimum: int) -> SmallCell | None:
         factors, start = self.layout.factors, 1
         groups, filled = [], []
         varied = dict(zip(self.layout.numbers, self.varied[atom].tolist(), strict=True))
         for factor in factors:
             cells = slice(start, start + factor.levels)
-            if factor.has_few_values(varied.get(factor, 0), self.present[atom, cells], minimum):
-                return (factor.name,)
             start += factor.levels
             judged, needed = factor.groups(self.at_least[atom, cells], self.present[atom, cells])
-            if is_small(judged @ self.at_least[atom, cells], judged @ self.present[atom, cells], needed, minimum):
-                return (factor.name,)
+            small = small_cells(
+                judged @ self.at_least[atom, cells], judged @ self.present[atom, cells], needed, minimum
+            )
+            if factor.has_few_values(varied.get(factor, 0), self.present[atom, cells], minimum):
+                return factor.few(0) if small[0] else SmallCell("values", (factor.name,))
+            if small.any():
+                return factor.few(int(np.argmax(small)))
             groups.append(judged)
             filled.append(needed)
         for one, other in self.layout.pairs:
@@ -364,8 +382,10 @@ class Units:
             start = cells.stop
             at_least = groups[one] @ self.at_least[atom, cells].reshape(shape) @ groups[other].T
             present = groups[one] @ self.present[atom, cells].reshape(shape) @ groups[other].T
-            if is_small(at_least, present, filled[one][:, None] & filled[other], minimum):
-                return (factors[one].name, factors[other].name)
+            small = small_cells(at_least, present, filled[one][:, None] & filled[other], minimum)
+            if small.any():
+                row, column = np.argwhere(small)[0].tolist()
+                return _of_pair(factors[one], row, factors[other], column)
         for places in self.layout.interactions:
             levels = self.layout.shape(places)
             cells = slice(start, start + prod(levels))
@@ -375,14 +395,25 @@ class Units:
             # Of those in a cell of the interaction, no patient with the outcome, or none without, tells everybody's.
             known = np.arange(levels[-1]) < levels[-1] - 1
             told = filled_cells.any(1, keepdims=True) & known & factors[places[-1]].told
-            if is_small(counted, filled_cells, told, minimum):
-                return tuple(factors[place].name for place in places)
-        return ()
+            if small_cells(counted, filled_cells, told, minimum).any():
+                return SmallCell("cell", tuple(factors[place].name for place in places))
+        return None
 
 
-def is_small(at_least: IntArray, present: NDArray[Any], needed: NDArray[np.bool_], minimum: int) -> bool:
-    """Whether a cell is under the minimum that is not empty, or may not be."""
-    return bool(((at_least < minimum) & ((present > 0) | needed)).any())
+def _of_pair(one: Factor, row: int, other: Factor, column: int) -> SmallCell:
+    """A cell of two factors, by its groups: of missing values where either group is."""
+    if one.is_missing(row):
+        return SmallCell("missing", (one.name, other.name))
+    if other.is_missing(column):
+        return SmallCell("missing", (other.name, one.name))
+    return SmallCell("cell", (one.name, other.name))
+
+
+def small_cells(
+    at_least: IntArray, present: NDArray[Any], needed: NDArray[np.bool_], minimum: int
+) -> NDArray[np.bool_]:
+    """Which cells are under the minimum that are not empty, or may not be."""
+    return np.asarray((at_least < minimum) & ((present > 0) | needed))
 
 
 def _presence(counts: IntArray, secret: bytes) -> IntArray:
