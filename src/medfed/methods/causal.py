@@ -29,6 +29,7 @@ from medfed.methods.scaling import formula_moments, scaling
 from medfed.methods.solve import newton_step, refuse_collinear
 from medfed.methods.summaries import in_bins, unless_small
 from medfed.methods.weights import WeightSums
+from medfed.methods.wide_ranges import Ranges, scaled_by_range, too_wide
 from medfed.study import Study
 from medfed.study.design import Formula
 from medfed.study.formula import default_formula, parse_formula
@@ -308,6 +309,9 @@ class Causal:
     def design(self, study: Study) -> Formula:
         return parse_formula(self.formula or default_formula(study.variables), study.variables, study.outcome)
 
+    def _wide(self, federation: Federation, state: CausalState) -> Ranges:
+        return scaled_by_range(self.design(federation.study), state.centre, state.scale)
+
     def start(self, study: Study) -> CausalState:
         if study.arm is None or len(study.variables[study.arm].codes or ()) != 2:
             raise StudyError(
@@ -344,6 +348,8 @@ class Causal:
         propensity = state.propensity + change
         if np.abs(propensity[1:]).max(initial=0.0) > 25:
             name = state.names[1 + int(np.abs(propensity[1:]).argmax())]
+            if name in (wide := self._wide(federation, state)):
+                raise too_wide(name, wide, "it separates the arms")
             raise FederationError(
                 f"{name!r} separates the arms: some patients could not have had the other one, and nothing can be said of "
                 "them; leave such patients out of the cohort, or the column out of the formula"
@@ -366,6 +372,9 @@ class Causal:
         )
         models = state.outcome_models + change
         if _is_event(federation.study) and np.abs(models[:, 1:]).max(initial=0.0) > 25:
+            name = state.names[1 + int(np.abs(models[:, 1:]).max(0).argmax())]
+            if name in (wide := self._wide(federation, state)):
+                raise too_wide(name, wide, "it separates the outcome within an arm")
             raise FederationError("the outcome is separated perfectly within an arm; leave terms out of the formula")
         settled = bool(np.abs(change).max() < self.tolerance)
         return replace(state, rounds=state.rounds + 1, outcome_models=models, phase="effect" if settled else "outcome")
@@ -391,7 +400,14 @@ class Causal:
             "propensity": state.propensity, "outcome_models": state.outcome_models, "outcome": state.outcome,
             "centre": state.centre, "scale": state.scale,
         }  # fmt: skip
-        total = federation.sum(effect_terms, **inputs)
+        try:
+            total = federation.sum(effect_terms, **inputs)
+        except FederationError as problem:
+            wide = self._wide(federation, state)
+            steepest = max(wide, key=lambda name: abs(state.propensity[state.names.index(name)]), default="")
+            if steepest and "is so steep that" in str(problem):
+                raise too_wide(steepest, wide, "it nearly separates the arms") from None
+            raise
         self._same(state, total.sites)
         rows = float(state.sums["fit"][1])
         weighted = total["weighted"]

@@ -22,7 +22,7 @@ from medfed.methods.likelihood import Ascent, at_zero, climb
 from medfed.methods.newton import symmetric, upper
 from medfed.methods.proportional_hazards import TRANSFORMS, marks_of, proportionality_test
 from medfed.methods.risk_sets import TIES, PartialLikelihood, RiskOrder, partial_likelihood, proportionality_terms
-from medfed.methods.standardise import CENTRE, SCALE, centre_and_scale, moments, standardised
+from medfed.methods.standardise import CENTRE, SCALE, moments, scaling_of, standardised
 from medfed.methods.time_grid import declared_intervals, merged_cuts, on_cuts
 from medfed.methods.weights import effective_patients
 from medfed.study import Study
@@ -343,7 +343,7 @@ def opened(federation: Federation) -> dict[str, Any]:
     Whoever is not counted in the first call is not asked again, so that all rounds are of one set of patients.
     """
     first = federation.sum(moments)
-    centre, scale = centre_and_scale(federation.study, first["sums"], first["squares"], first["known"])
+    centre, scale = scaling_of(federation, first)
     opening = counted(federation.roster(first.sites))
     held = {site: {"kind": f.kind, "reason": f.reason} for site, f in first.failures.items()}
     return {

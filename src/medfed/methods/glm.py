@@ -31,14 +31,16 @@ from medfed.methods.glm_sums import At, accumulated, evaluated, sandwich, score_
 from medfed.methods.scaling import formula_moments, scaling
 from medfed.methods.solve import kkt_residual, lasso_step, newton_step, refuse_singular, separated
 from medfed.methods.summaries import refuse_other_sites
+from medfed.methods.wide_ranges import scaled_by_range, too_wide
 from medfed.study import Study
 from medfed.study.design import Formula
 from medfed.study.formula import default_formula, parse_formula
 
 FloatArray = NDArray[np.float64]
 
+LARGEST_COEFFICIENT = 50.0
 _TAKES = {
-    "beta": Input("terms", limit=50.0, meaning="coefficients"),
+    "beta": Input("terms", limit=LARGEST_COEFFICIENT, meaning="coefficients"),
     "centre": Input("terms", limit=1e12, meaning="centre"),
     "scale": Input("terms", limit=1e12, meaning="scale"),
     "outcome": Input("2", limit=1e12),
@@ -267,7 +269,11 @@ class Glm:
         theta, outcome = np.zeros(len(state.theta)), np.array([0.0, 1.0])
         if self.family == "gaussian":
             if not found.variance > 0:
-                raise FederationError("the outcome has the same value for every patient; nothing can explain it")
+                low, high = federation.study.variables[state.outcome_name].range or (0.0, 1.0)
+                raise FederationError(
+                    f"the outcome has the same value for every patient, or values too close together beside its declared range, "
+                    f"{low:g} to {high:g}; narrow the range in the study to what the values can be, else nothing can explain it"
+                )
             outcome = np.array([found.mean, np.sqrt(found.variance)])
         else:
             if not found.mean > 0 or (self.family == "binomial" and not found.mean < 1):
@@ -295,6 +301,7 @@ class Glm:
 
     def _round(self, federation: Federation, state: GlmState, name: str, free: NDArray[np.bool_]) -> GlmState:
         q, theta, curved = len(state.names), state.theta, self.family != "gaussian"
+        wide = scaled_by_range(self.design(federation.study), state.centre, state.scale)
         try:
             if sampled := state.stage < ALL_ROWS:
                 total = federation.sum(glm_start_terms, stage=state.stage, **self._inputs(state, theta))
@@ -303,7 +310,10 @@ class Glm:
         except FederationError:
             # Where an outcome is separated the sums come to rest on a few patients, and sites hold them back.
             if curved and np.abs(theta[1:q]).max(initial=0.0) > 3 and state.change > 0.3:
-                raise separated(state.names, theta) from None
+                raise separated(state.names, theta, wide) from None
+            steepest = int(np.abs(theta[:q]).argmax())
+            if wide and abs(theta[steepest]) > LARGEST_COEFFICIENT and state.names[steepest] in wide:
+                raise too_wide(state.names[steepest], wide, "it follows the outcome exactly") from None
             raise
         share = state.patients / float(total["fit"][3]) if sampled else 1.0
         score, information = (share * found for found in score_and_information(total.values, len(theta)))
@@ -323,7 +333,7 @@ class Glm:
             if not settled:
                 change[free] = lasso_step(theta[free], score[free], information[inside], l1[free], l2[free])
         else:
-            refuse_singular(state.names, theta, information + np.diag(l2), free, curved=curved)
+            refuse_singular(state.names, theta, information + np.diag(l2), free, wide, curved=curved)
             change[free] = newton_step(
                 theta[free], score[free], information[inside], l2[free], shape=self.estimates_alpha
             )
@@ -334,7 +344,7 @@ class Glm:
         if sampled and np.abs(change).max() < (0.1 if state.stage else 1e-2):
             return self._limited(replace(state, theta=new, objective=-1e300, stage=state.stage + 1))
         if curved and np.abs(new[1:q]).max(initial=0.0) > 25:
-            raise separated(state.names, new)
+            raise separated(state.names, new, wide)
         if self.estimates_alpha and new[q] < -14:
             raise FederationError("the counts are not overdispersed, alpha goes to 0; choose the family poisson")
         if not settled or not (steady or not curved or not change.any()):

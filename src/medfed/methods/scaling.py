@@ -24,6 +24,7 @@ from medfed.methods.design_matrix import (
     smallest_cell,
 )
 from medfed.methods.families import is_possible
+from medfed.methods.wide_ranges import LEAST_DEVIATION, looks_constant, refuse_blown_up
 from medfed.study import Study
 from medfed.study.design import Formula
 
@@ -158,14 +159,16 @@ def scaling(federation: Any, formula: Formula, *, exact: bool) -> Scaling:
         if not known[index] > 0:
             raise FederationError(f"{name!r} is missing for every patient who was counted; leave it out of the formula")
         if not deviation[index] > 1e-7:  # of the declared range; the ring's rounding alone gives 1e-8
-            raise FederationError(
-                f"{name!r} has the same value for every patient who was counted; leave it out of the formula"
+            raise looks_constant(
+                repr(name), low[index], high[index], deviation[index] ** 2, known[index], len(total.sites), "formula"
             )
     centre = np.where(numeric, low + middle * (high - low), 0.0)
     scale = np.where(numeric, deviation * (high - low), 1.0)
     if not exact:
         # A site refuses columns that are blown up; where nothing hangs on the unit, a larger one says the same.
-        scale = np.where(numeric, np.maximum(scale, np.maximum(high - centre, centre - low) / 500.0), scale)
+        scale = np.where(numeric, np.maximum(scale, np.maximum(high - centre, centre - low) * LEAST_DEVIATION), scale)
+    ends = np.where(numeric, low, 0.0), np.where(numeric, high, 0.0)
+    refuse_blown_up(federation, formula.names, ends[0], ends[1], centre, scale)
     bottom, width = outcome_range(study)
     mean, square = mean / weight, square / weight
     return Scaling(

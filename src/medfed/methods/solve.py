@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medfed.errors import FederationError
+from medfed.methods.wide_ranges import Ranges, too_wide
 
 FloatArray = NDArray[np.float64]
 
@@ -46,9 +47,14 @@ def refuse_collinear(names: Sequence[str], information: FloatArray) -> None:
     )
 
 
-def separated(names: Sequence[str], theta: FloatArray) -> FederationError:
-    """The sentence for a fit whose coefficients grow without end; the steepest column is named, the intercept is none."""
+def separated(names: Sequence[str], theta: FloatArray, wide: Ranges) -> FederationError:
+    """The sentence for a fit whose coefficients grow without end; the steepest column is named, the intercept is none.
+
+    wide: columns whose coefficient may be large for their range alone (``scaled_by_range``).
+    """
     steepest = names[1 + int(np.abs(theta[1 : len(names)]).argmax())]
+    if steepest in wide:
+        return too_wide(steepest, wide, "it separates the outcome")
     return FederationError(
         f"the fit runs away: {steepest!r} separates the outcome perfectly, or nearly so; leave it out, merge its levels, or "
         "set an l2 penalty"
@@ -56,18 +62,24 @@ def separated(names: Sequence[str], theta: FloatArray) -> FederationError:
 
 
 def refuse_singular(
-    names: Sequence[str], theta: FloatArray, information: FloatArray, free: NDArray[np.bool_], *, curved: bool
+    names: Sequence[str],
+    theta: FloatArray,
+    information: FloatArray,
+    free: NDArray[np.bool_],
+    wide: Ranges,
+    *,
+    curved: bool,
 ) -> None:
     """Raise FederationError for free columns that are collinear; or separated, where information vanished on the way.
 
-    theta, free (m,), information (m, m) begin with the columns of ``names``. curved: whether information depends on theta.
+    theta, free (m,), information (m, m) begin with the columns of ``names``. wide: see ``separated``. curved: whether information depends on theta.
     """
     columns = np.flatnonzero(free[: len(names)])
     try:
         refuse_collinear([names[int(index)] for index in columns], information[np.ix_(columns, columns)])
     except FederationError:
         if curved and np.abs(theta[1 : len(names)]).max(initial=0.0) > 8:
-            raise separated(names, theta) from None
+            raise separated(names, theta, wide) from None
         raise
 
 

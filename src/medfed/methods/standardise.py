@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medfed.errors import FederationError
-from medfed.federation.federation import Federation
+from medfed.federation.federation import Federation, Total
 from medfed.federation.gate import declared_ranges
 from medfed.federation.site import Site, Sites
 from medfed.federation.step import Input, Out, Step, Sum, step
+from medfed.methods.wide_ranges import looks_constant, refuse_blown_up
 from medfed.study import Study
 
 FloatArray = NDArray[np.float64]
@@ -43,11 +44,11 @@ def moments(site: Site) -> Out:
 
 
 def centre_and_scale(
-    study: Study, sums: FloatArray, squares: FloatArray, known: FloatArray
+    study: Study, sums: FloatArray, squares: FloatArray, known: FloatArray, sites: int
 ) -> tuple[FloatArray, FloatArray]:
     """Mean and standard deviation (n in the denominator) in the study's units, (p,) each; 0 and 1 where not numeric.
 
-    Raises FederationError for a numeric feature that is constant, or known for nobody.
+    sites: how many were summed. Raises FederationError for a numeric feature that is constant, or known for nobody.
     """
     low, high, numeric = declared_ranges(study)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -60,8 +61,8 @@ def centre_and_scale(
                 f"feature {name!r} is missing for every patient who was counted; leave it out of the study"
             )
         if not deviation[index] > 1e-6:  # of the declared range; the ring's rounding alone gives 1e-7
-            raise FederationError(
-                f"feature {name!r} has the same value for every patient who was counted; leave it out of the study"
+            raise looks_constant(
+                f"feature {name!r}", low[index], high[index], deviation[index] ** 2, known[index], sites, "study"
             )
     centre = np.where(numeric, low + mean * (high - low), 0.0)
     scale = np.where(numeric, deviation * (high - low), 1.0)
@@ -69,9 +70,19 @@ def centre_and_scale(
 
 
 def standardise(federation: Any) -> tuple[FloatArray, FloatArray]:
-    """Centre and scale (p,) of the features over the federation's training rows."""
-    total = federation.sum(moments)
-    return centre_and_scale(federation.study, total["sums"], total["squares"], total["known"])
+    """Centre and scale (p,) of the features over the federation's training rows, by which steps may be asked."""
+    return scaling_of(federation, federation.sum(moments))
+
+
+def scaling_of(federation: Any, total: Total) -> tuple[FloatArray, FloatArray]:
+    """The same, of the total of ``moments``. FederationError where sites would refuse to scale by it."""
+    study: Study = federation.study
+    sums = total["sums"], total["squares"], total["known"]
+    centre, scale = centre_and_scale(study, *sums, len(total.sites))
+    low, high, numeric = declared_ranges(study)
+    names = [column.name for column in study.design.columns]
+    refuse_blown_up(federation, names, np.where(numeric, low, 0.0), np.where(numeric, high, 0.0), centre, scale)
+    return centre, scale
 
 
 def standardised(site: Site, centre: FloatArray, scale: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -125,7 +136,9 @@ class Standardise:
         return StandardiseState(np.zeros(p), np.ones(p), 0)
 
     def advance(self, federation: Federation, state: StandardiseState) -> StandardiseState:
-        centre, scale = standardise(federation)
+        total = federation.sum(moments)
+        sums = total["sums"], total["squares"], total["known"]
+        centre, scale = centre_and_scale(federation.study, *sums, len(total.sites))
         return StandardiseState(centre, scale, state.rounds + 1)
 
     def done(self, state: StandardiseState) -> bool:

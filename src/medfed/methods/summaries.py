@@ -144,12 +144,12 @@ def second_look(mean: FloatArray, variance: FloatArray) -> tuple[FloatArray, Flo
     return about, np.clip(2.0 * np.sqrt(largest), LEAST_SCALE, 1.0)
 
 
-def variance_told(variance: FloatArray, known: FloatArray, sites: int) -> FloatArray:
+def variance_told(variance: FloatArray, known: FloatArray, sites: int, *, scale: float = LEAST_SCALE) -> FloatArray:
     """Variances (..., numbers) on the range from 0 to 1; NaN where the rounding of the sites' sums may change one by a millionth.
 
-    The declared range is then so wide beside the values that they look like one.
+    The declared range is then so wide beside the values that they look like one. scale: on which the sums were taken.
     """
-    rounding = sites * 2.0**-FRACTION_BITS * LEAST_SCALE**2 / np.maximum(known - 1.0, 1.0)
+    rounding = sites * 2.0**-FRACTION_BITS * scale**2 / np.maximum(known - 1.0, 1.0)
     return np.where(variance > 1e6 * rounding, variance, np.nan)
 
 
