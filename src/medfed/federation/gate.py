@@ -105,14 +105,11 @@ def _factors(view: View, study: Study, only: Sequence[str] | None = None) -> dic
 
     Codes; of numbers: known or missing, and their values where these are few, else the commonest value against the rest.
     """
-    names = [column.variable for column in study.design.columns if column.variable]
-    names += [name for name in (study.outcome, study.arm) if name]
     factors = {}
     numbers = number_levels(
-        view,
-        [n for n in dict.fromkeys(names) if study.variables[n].type == "number" and (only is None or n in only)],
+        view, [n for n in study.counted if study.variables[n].type == "number" and (only is None or n in only)]
     )
-    for name in dict.fromkeys(names):
+    for name in study.counted:
         if study.variables[name].type == "number" and name not in numbers:
             continue
         if name not in numbers:

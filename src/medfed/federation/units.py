@@ -91,10 +91,8 @@ class Factor:
 
 def factors_of(study: Study) -> tuple[Factor, ...]:
     """Every variable whose products are counts, in the study's order."""
-    names = [column.variable for column in study.design.columns if column.variable]
-    names += [name for name in (study.outcome, study.arm) if name]
     found = []
-    for name in dict.fromkeys(names):
+    for name in study.counted:
         variable = study.variables[name]
         told = name in (study.outcome, study.arm)
         if variable.type == "code":
