@@ -49,12 +49,13 @@ def frames() -> Frames:
     return found
 
 
-def ask(variables: dict[str, Any], tables: Frames | None = None) -> Statistics:
+def ask(variables: dict[str, Any], tables: Frames | None = None, sums: str = "strongest") -> Statistics:
     study = study_from_dict(
         {
             "medfed": 1, "name": "shapes", "title": "t", "question": "q", "variables": variables,
             "task": {"kind": "survival" if "months" in variables else "association"},
-            "method": {"use": "medfed:medfed.methods.table_one.TableOne"}, "sites": {"invited": list(SITES)},
+            "method": {"use": "medfed:medfed.methods.table_one.TableOne"}, "sites": {"invited": list(tables or SITES), "minimum": 2},
+            "privacy": {"sums": sums, "minimum_cell": 10},
         }
     )  # fmt: skip
     return in_memory(tables or frames(), study)
@@ -238,3 +239,23 @@ def test_an_event_after_the_horizon_is_none_in_any_question(outcome: str) -> Non
     assert levels.loc[(levels["variable"] == outcome) & (levels["code"] == "yes"), "patients"].tolist() == [events]
     assert asked.km().curve().events.sum() == events
     assert asked.cox("age").values["events"] == events
+
+
+@pytest.mark.parametrize("sums", ["strongest", "plain"])
+def test_follow_up_of_two_times_is_no_way_round_the_minimum(sums: str) -> None:
+    """The sum of follow-up would be how many were followed for longer."""
+    tables = {
+        site: frame.assign(months=np.where(np.arange(len(frame)) < 2 * (site in ("north", "south")), 24.0, 12.0))
+        for site, frame in frames().items()
+        if sums == "strongest" or len(frame) > 50
+    }
+    for months, refused in (
+        (tables, True),
+        ({s: f.assign(months=12.0 + np.arange(len(f)) % 7) for s, f in tables.items()}, False),
+    ):
+        asked = ask(CODES | AGE | FOLLOW_UP, months, sums=sums)
+        if refused:
+            with pytest.raises(FederationError, match="a cell of 'time' has fewer patients|under the minimum cell"):
+                asked.cox("age")
+        else:
+            assert asked.cox("age").values["events"] > 100

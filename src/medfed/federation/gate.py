@@ -130,6 +130,10 @@ def _factors(view: View, study: Study, only: Sequence[str] | None = None) -> dic
             factors[name] = (codes, len(found.values) + 1)
         elif found.values:
             factors[name] = ((values == found.values[0]).astype(np.int64), 2)
+    # Of two times the sum of follow-up is a count; that many are followed to one end is no secret.
+    if study.time and (only is None or "time" in only) and (found := number_levels(view, ["time"])["time"]).all_values:
+        (times,) = view.arrays("time")
+        factors["time"] = (np.searchsorted(found.values, times), len(found.values) + 1)
     return factors
 
 

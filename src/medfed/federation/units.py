@@ -101,6 +101,8 @@ def factors_of(study: Study) -> tuple[Factor, ...]:
             found.append(Factor(name, "binary", 4, False))
         else:
             found.append(Factor(name, "number", 3, False))
+    if study.time:  # of two times, the sum of follow-up is a count
+        found.append(Factor("time", "number", 3, False))
     return tuple(found)
 
 
