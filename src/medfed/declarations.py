@@ -15,6 +15,18 @@ from medfed.errors import MedfedError
 Model = TypeVar("Model", bound=BaseModel)
 Lines = Mapping[tuple[str, ...], int]
 _MOST_PROBLEMS = 10
+# What pydantic says of a number or a length, as it stands in our sentences: for the catalogue.
+BOUNDS = (
+    "input should be greater than {bound}",
+    "input should be greater than or equal to {bound}",
+    "input should be less than {bound}",
+    "input should be less than or equal to {bound}",
+    "{kind} should have at least {least} item after validation, not {found}",
+    "{kind} should have at least {least} items after validation, not {found}",
+    "string should have at least {least} character",
+    "string should have at most {most} character",
+    "string should have at most {most} characters",
+)
 
 
 # YAML 1.2: `yes` and `no` are text, as in most code lists; so is 007, a code that a number would lose.

@@ -114,11 +114,11 @@ def test_steps_can_not_be_skipped() -> None:
     case, late = Sum("keys"), Sum("shares to open the sum")
     request = late.coordinator.requests()["site000"]
     assert isinstance(request, SignedSurvivors)
-    with pytest.raises(PrivacyError, match="skipped a step: this site has not sent its survivors"):
+    with pytest.raises(PrivacyError, match="skipped a step: this site has not sent its signature of the survivors"):
         case.sides["site000"].unmask(request)
-    with pytest.raises(PrivacyError, match="skipped a step: this site has not sent its masked"):
+    with pytest.raises(PrivacyError, match="skipped a step: this site has not sent its masked words"):
         case.sides["site000"].sign_survivors(Survivors(case.context.digest, case.group.roster.sites))
-    with pytest.raises(PrivacyError, match="skipped a step: this site has not sent its shares"):
+    with pytest.raises(PrivacyError, match="skipped a step: this site has not sent its sealed shares"):
         case.sides["site000"].mask(delivery(Sum("masked words")), case.values["site000"])
 
 

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from medfed.canonical import write_atomically
-from medfed.cli.console import AsJson, Language, out, print_json
+from medfed.cli.console import AsJson, Language, out, print_json, say
 from medfed.errors import StudyError
 from medfed.evaluation.study_run import StudyRun, step_names
 from medfed.federation.packages import find_method
@@ -104,6 +104,7 @@ def new(
     kind: Annotated[
         str, typer.Option(help="risk: predict an outcome; treatment: compare two arms; survival: time to it.")
     ] = "risk",
+    lang: Language = "en",
     json: AsJson = False,
 ) -> None:
     """Write a commented study file to start from. It passes `medfed study check` as it is."""
@@ -118,11 +119,12 @@ def new(
     if json:
         print_json({"file": str(path), "name": name, "hash": load_study(path).hash})
     else:
-        out.print(f"{path} is written; edit it, then: medfed study check {path}", markup=False, soft_wrap=True)
+        _ = translator(lang)
+        say(_("{path} is written; edit it, then: medfed study check {path}"), path=path)
 
 
 @app.command()
-def check(study: StudyFile, json: AsJson = False) -> None:
+def check(study: StudyFile, lang: Language = "en", json: AsJson = False) -> None:
     """Read a study and say what is wrong in it, with file, line and a suggestion."""
     loaded = load_study(study)
     if problems := list(_method_problems(study, loaded)):
@@ -132,7 +134,8 @@ def check(study: StudyFile, json: AsJson = False) -> None:
             {"name": loaded.name, "hash": loaded.hash, "steps": step_names(loaded), "features": loaded.design.names}
         )
     else:
-        out.print(f"{loaded.name}: the study is well formed. Hash {loaded.hash}", soft_wrap=True)
+        _ = translator(lang)
+        say(_("{study}: the study is well formed. Hash {hash}"), study=loaded.name, hash=loaded.hash)
 
 
 def _method_problems(path: Path, study: Study) -> Iterator[str]:
@@ -232,7 +235,7 @@ def _declared(study: Study) -> Iterator[tuple[str, str]]:
 
 
 @app.command("hash")
-def show_hash(study: StudyFile, json: AsJson = False) -> None:
+def show_hash(study: StudyFile, lang: Language = "en", json: AsJson = False) -> None:
     """Print the hash that sites approve; comments and the order of keys don't change it."""
     loaded = load_study(study)
     if json:

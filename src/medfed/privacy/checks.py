@@ -80,7 +80,8 @@ def check_signature(message: Signed, context: Context, roster: Roster) -> None:
 def check_context(message: Message, context: Context, site: str = "") -> None:
     """Raises PrivacyError for a message of another sum, round or attempt, such as one that is replayed."""
     if getattr(message, "context", None) != context.digest:
-        of, source = (f" of site {site!r}", (site,)) if site else ("", ())
+        of = f" of site {site!r}" if site else ""
+        source = (site,) if site else ()
         raise PrivacyError(f"a message{of} belongs to another sum, round or attempt; it was not used", source)
 
 

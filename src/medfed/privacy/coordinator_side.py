@@ -52,8 +52,8 @@ from medfed.privacy.sealing import MASK_KEY, SELF_SEED, commit_to_share
 
 # What is waited for in each stage, in order, and what it is called when it is missing.
 _STAGES: dict[type[Reply], str] = {
-    Keys: "keys",
-    Shares: "shares",
+    Keys: "public keys",
+    Shares: "sealed shares",
     Masked: "masked words",
     SurvivorSignature: "a signature of the survivors",
     Unmasking: "shares to open the sum",
@@ -151,7 +151,7 @@ class CoordinatorSide:
         Raises PrivacyError naming the culprit, and counts nothing of the reply, when it is not what was asked for.
         """
         if type(reply) is not self._waits:
-            sent = _STAGES.get(type(reply), "something")
+            sent = _STAGES.get(type(reply), "another message")
             raise PrivacyError(f"site {sender!r} sent {sent} while {self.stage} were asked for", (sender,))
         if reply.site != sender:
             raise PrivacyError(f"site {sender!r} sent a message under the name of {reply.site!r}", (sender,))
