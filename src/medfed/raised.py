@@ -45,9 +45,6 @@ _HEAD = re.compile(f"{_PLACE}(, {_PLACE})*: ")
 _MOST_VARIANTS = 24
 _DEEPEST = 6
 
-# A text as it may be put together: our own words, and expressions for what is filled in.
-Variant = tuple[str | ast.expr, ...]
-
 
 @dataclass(frozen=True)
 class _Scope:
@@ -57,7 +54,9 @@ class _Scope:
     function: ast.FunctionDef | None
 
 
-_Found = list[tuple[ast.expr, _Scope]]
+_Placed = tuple[ast.expr, _Scope]
+# A text as it may be put together: our own words, and an expression for each blank.
+_Variant = tuple[str | _Placed, ...]
 
 
 class Refusals:
@@ -102,17 +101,18 @@ class Refusals:
     def _sentences(self, text: ast.expr, scope: _Scope, depth: int = 0) -> Iterator[tuple[str, bool]]:
         for variant in self._variants(text, scope):
             yield from _written(variant)
-            for blank in variant:
-                if isinstance(blank, ast.expr) and depth < _DEEPEST:
-                    for source, there in (*self._sources(blank, scope), *self._elsewhere(blank, scope)):
+            for blank in variant if depth < _DEEPEST else ():
+                if not isinstance(blank, str):
+                    for source, there in (*self._sources(*blank), *self._elsewhere(*blank)):
                         yield from self._sentences(source, there, depth + 1)
 
-    def _variants(self, text: ast.expr, scope: _Scope, depth: int = 0) -> list[Variant]:
+    def _variants(self, text: ast.expr, scope: _Scope, depth: int = 0) -> list[_Variant]:
         """Every way in which a text may be put together of our own words."""
         if isinstance(text, ast.Constant) and isinstance(text.value, str):
             return [(text.value,)] if text.value else [()]
+        blank: list[_Variant] = [((text, scope),)]
         if depth > _DEEPEST:
-            return [(text,)]
+            return blank
         if isinstance(text, ast.JoinedStr):
             found = self._joined([_plain(value) for value in text.values], scope, depth)
         elif isinstance(text, ast.BinOp) and isinstance(text.op, ast.Add):
@@ -124,15 +124,15 @@ class Refusals:
             sources = self._sources(text, scope)
             found = [variant for source, there in sources for variant in self._variants(source, there, depth + 1)]
             if not all(map(_is_text, found)):
-                return [(text,)]
-        return found if 0 < len(found) <= _MOST_VARIANTS else [(text,)]
+                return blank
+        return found if 0 < len(found) <= _MOST_VARIANTS else blank
 
-    def _joined(self, parts: list[ast.expr], scope: _Scope, depth: int) -> list[Variant]:
+    def _joined(self, parts: list[ast.expr], scope: _Scope, depth: int) -> list[_Variant]:
         ways = [self._variants(part, scope, depth + 1) for part in parts]
-        ways = [way if all(map(_is_text, way)) else [(part,)] for way, part in zip(ways, parts, strict=True)]
+        ways = [way if all(map(_is_text, way)) else [((part, scope),)] for way, part in zip(ways, parts, strict=True)]
         return [tuple(itertools.chain(*chosen)) for chosen in itertools.product(*ways)]
 
-    def _sources(self, text: ast.expr, scope: _Scope) -> _Found:
+    def _sources(self, text: ast.expr, scope: _Scope) -> list[_Placed]:
         """What a local variable, an entry of a local table, or what a function gives, may be."""
         if isinstance(text, ast.Subscript) and isinstance(text.value, ast.Name):
             return _entries(self._sources(text.value, scope))
@@ -151,12 +151,15 @@ class Refusals:
                 found += [value for value in _assigned(node, text.id) if not _is_none(value)]
         return [(value, scope) for value in found]
 
-    def _elsewhere(self, blank: ast.expr, scope: _Scope) -> _Found:
+    def _elsewhere(self, blank: ast.expr, scope: _Scope) -> list[_Placed]:
         """What callers pass for a parameter; what a constant, a constant table or a property of the same file holds."""
         function = scope.function
         if isinstance(blank, ast.Name):
             if function is not None and blank.id in (names := _parameters(function)):
-                calls = self._calls[function.name] if len(self._functions[function.name]) == 1 else []
+                others = len(self._functions[function.name]) > 1  # then only this file's calls are sure to mean it
+                calls = [
+                    (c, there) for c, there in self._calls[function.name] if not others or there.file == scope.file
+                ]
                 return [(text, there) for call, there in calls if (text := _passed(call, names, blank.id)) is not None]
             constants = (value for node in self._trees[scope.file].body for value in _assigned(node, blank.id))
             return [(value, _Scope(scope.file, None)) for value in constants]
@@ -221,7 +224,7 @@ def _assigned(node: ast.AST, name: str) -> Iterator[ast.expr]:
             yield from (value for one, value in pairs if _is_name(one, name))
 
 
-def _entries(tables: _Found) -> _Found:
+def _entries(tables: list[_Placed]) -> list[_Placed]:
     """The values of those expressions that are dicts."""
     return [(value, scope) for table, scope in tables if isinstance(table, ast.Dict) for value in table.values]
 
@@ -244,16 +247,16 @@ def _is_none(value: ast.expr) -> bool:
     return isinstance(value, ast.Constant) and value.value is None
 
 
-def _is_text(variant: Variant) -> bool:
+def _is_text(variant: _Variant) -> bool:
     return not variant or any(isinstance(piece, str) for piece in variant)
 
 
-def _written(variant: Variant) -> Iterator[tuple[str, bool]]:
+def _written(variant: _Variant) -> Iterator[tuple[str, bool]]:
     """The sentences of a text, its blanks by name, and whether there are any.
 
     None where it has no two words of its own, or is the end of a sentence, which is written out where it belongs.
     """
-    names = [_last_name(piece).strip("_").lower() or "value" for piece in variant if isinstance(piece, ast.expr)]
+    names = [_last_name(piece[0]).strip("_").lower() or "value" for piece in variant if not isinstance(piece, str)]
     numbers = iter(range(len(names)))
     text = "".join(
         piece.replace("{", "{{").replace("}", "}}") if isinstance(piece, str) else f"{{{next(numbers)}}}"

@@ -21,6 +21,9 @@ PACKAGE = Path(__file__).parent
 _CONSTANTS_IN = (
     "applications/network/party.py",
     "applications/network/walkthrough.py",
+    "cli/study.py",
+    "data/build.py",
+    "data/fit_checks.py",
     "declarations.py",
     "engines/nvflare/certificates.py",
     "engines/nvflare/coordinator_service.py",

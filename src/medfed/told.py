@@ -8,7 +8,7 @@ with a place before it ("study.yaml, line 3, seed: "), a list of sites' reasons 
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import reduce
+from functools import lru_cache, reduce
 from string import Formatter
 
 from medfed.errors import LISTED
@@ -23,6 +23,16 @@ PLACES = (
     "formula {text}",
     "ledger of site {name}",
     "with epsilon {value}",
+)
+# The reasons that an operating system gives most often.
+OF_SYSTEM = (
+    "No such file or directory",
+    "No space left on device",
+    "Permission denied",
+    "Read-only file system",
+    "Is a directory",
+    "Not a directory",
+    "File exists",
 )
 # A sentence with fewer letters of its own could be found in many a text: then its blanks hold no other sentence, unless
 # that one is known as well.
@@ -114,7 +124,8 @@ class _Told:
         # The most words first: a sentence about a site's reason also looks like "{site} refused: {reason}".
         self.patterns = sorted((p for p in found if p.letters >= FEWEST_LETTERS), key=lambda p: -p.letters)
         self.headed, self.places = _("{place}: {sentence}"), _("{place}, {next}")
-        self.words = {" and ": _(" and "), " or ": _(" or ")}
+        self.ended, self.words = _("{sentence}."), {" and ": _(" and "), " or ": _(" or ")}
+        self.known = lru_cache(maxsize=4096)(self._known)
 
     def text(self, text: str, depth: int = 0) -> str:
         """A text of one line or several, or a list of reasons."""
@@ -128,56 +139,62 @@ class _Told:
             return LISTED.join(self.text(part, depth) for part in text.split(LISTED))
         return text if whole is None else whole
 
-    def known(self, text: str, depth: int) -> str | None:
+    def _known(self, text: str, depth: int) -> str | None:
         """A sentence in the other language, with or without a place before it; None where it is not known."""
         if depth > _DEEPEST:
             return None
-        if (whole := self.sentence(text, depth)) is not None:
-            return whole
-        for colon in list(re.finditer(": ", text))[:_MOST_HEADS]:
-            head, rest = text[: colon.start()], text[colon.end() :]
-            if LISTED in head:
-                break
-            if (sentence := self.sentence(rest, depth)) is not None:
-                return self.headed.format(place=self.place(head, depth), sentence=sentence)
-        return self.sentence(text, depth, anything=True)
+        colons = [found.start() for found in re.finditer(": ", text)][:_MOST_HEADS]
+        for sure in (True, False):
+            if (whole := self.sentence(text, depth, sure)) is not None:
+                return whole
+            for colon in colons:
+                if LISTED not in text[:colon] and (rest := self.sentence(text[colon + 2 :], depth, sure)) is not None:
+                    return self.headed.format(place=self.place(text[:colon], depth), sentence=rest)
+        if text.endswith(".") and (sentence := self.known(text[:-1], depth)) is not None:
+            return self.ended.format(sentence=sentence)
+        return self.sentence(text, depth, False, anything=True)
 
-    def sentence(self, text: str, depth: int, *, anything: bool = False) -> str | None:
-        """anything: also where the first blank would hold what looks like the place before a sentence."""
+    def sentence(self, text: str, depth: int, sure: bool, *, anything: bool = False) -> str | None:
+        """sure: only where all that its blanks hold is known: another sentence is longer than it looks, else.
+
+        anything: also where the first blank would hold what looks like the place before a sentence.
+        """
         if text in self.texts:
             return self.texts[text]
         for pattern in self.patterns:
             values = pattern.values(text) if pattern.longest in text else None
-            if values is None or not self.fits(pattern, values, depth, anything):
+            if values is None or not self.fits(pattern, values, depth, sure, anything):
                 continue
             told = {name: self.value(value, depth) for name, value in zip(pattern.blanks, values, strict=True)}
             parts = Formatter().parse(pattern.translated)
             return "".join(words + (told[name] if name is not None else "") for words, name, _, _ in parts)
         return None
 
-    def fits(self, pattern: Pattern, values: list[str], depth: int, anything: bool) -> bool:
+    def fits(self, pattern: Pattern, values: list[str], depth: int, sure: bool, anything: bool) -> bool:
+        """Whether values can be what stands in a pattern's blanks."""
         if any(LISTED in value and not pattern.holds_list(blank) for blank, value in enumerate(values)):
             return False
         if not pattern.words[0] and ": " in values[0] and not anything and not _WORD.fullmatch(values[0]):
             return False
-        if pattern.letters >= FEW_LETTERS:
-            return True
-        ends = not pattern.words[-1]
+        few = pattern.letters < FEW_LETTERS
+        ends = few and not pattern.words[-1]
         if ends and not pattern.words[-2].endswith(": ") and not _NAMES.fullmatch(values[-1]):
             return False
-        inner = values[:-1] if ends else values
-        return all(_NAMES.fullmatch(value) or self.known(value, depth + 1) is not None for value in inner)
+        inner = values[:-1] if ends and not sure else values
+        return not (few or sure) or all(self.is_known(part, depth + 1) for v in inner for part in v.split(LISTED))
+
+    def is_known(self, value: str, depth: int) -> bool:
+        """Names, or a sentence of ours."""
+        return bool(_NAMES.fullmatch(value)) or self.known(value, depth) is not None
 
     def value(self, text: str, depth: int) -> str:
         """What stands in a blank. A single word, or one in quotes, is a name, also where it is one of our words."""
         if _WORD.fullmatch(text):
             return text
         found = self.text(text, depth + 1)
-        if found != text or not _NAMES.fullmatch(text):
-            return found
-        if any(word in text for word in self.words):
+        if found == text and _NAMES.fullmatch(text) and any(word in text for word in self.words):
             return _BETWEEN.sub(lambda part: self.words.get(part[0], part[0]), text)
-        return self.place(text, depth + 1)
+        return found if found != text else self.place(text, depth + 1)
 
     def place(self, head: str, depth: int) -> str:
         """What stands before a sentence, or in its blank: "site.yaml, line 14"."""

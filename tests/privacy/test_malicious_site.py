@@ -131,7 +131,7 @@ def test_shares_for_another_survivor_set_are_refused() -> None:
 
 def test_a_signature_over_another_survivor_set_is_refused() -> None:
     case = Sum("a signature of the survivors")
-    case.refuses(case.resigned(case.reply(), survivors="0" * 64), "'site001' signed another survivor set")
+    case.refuses(case.resigned(case.reply(), survivors="0" * 64), "'site001' has signed another survivor set")
 
 
 def test_shares_dealt_over_another_key_list_are_refused() -> None:

@@ -28,7 +28,7 @@ app = typer.Typer(
 
 StudyFile = Annotated[Path, typer.Argument(help="A study.yaml, or a folder that holds one.")]
 
-TEMPLATE = """\
+_TEMPLATE = """\
 # A study asks one question. Sites read this file, approve its hash, or refuse.
 medfed: 1
 name: {name}
@@ -115,7 +115,7 @@ def new(
         raise StudyError(f"{path} exists already; nothing was changed. Choose another folder")
     name = re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-")[:50] or "my-study"
     name = name if name[0].isalpha() else f"study-{name}"
-    write_atomically(path, TEMPLATE.format(name=name, **_KINDS[kind]).encode())
+    write_atomically(path, _TEMPLATE.format(name=name, **_KINDS[kind]).encode())
     if json:
         print_json({"file": str(path), "name": name, "hash": load_study(path).hash})
     else:
@@ -155,6 +155,13 @@ def _method_problems(path: Path, study: Study) -> Iterator[str]:
         charges_of(study, StudyRun(study))
     except StudyError as problem:
         yield placed(path, str(problem))
+
+
+# As they stand beside the sentence of the package: for the catalogue.
+OTHER_METHOD = (
+    "{problem}; did you mean {method}?",
+    "{problem}; install a version that has it",
+)
 
 
 def _other_method(use: str) -> str:
