@@ -24,7 +24,7 @@ PLACES = (
     "ledger of site {name}",
     "with epsilon {value}",
 )
-# The reasons that an operating system gives most often.
+# The reasons that an operating system and SQLite give most often.
 OF_SYSTEM = (
     "No such file or directory",
     "No space left on device",
@@ -33,6 +33,13 @@ OF_SYSTEM = (
     "Is a directory",
     "Not a directory",
     "File exists",
+    "database or disk is full",
+    "database disk image is malformed",
+    "database is locked",
+    "disk I/O error",
+    "file is not a database",
+    "unable to open database file",
+    "attempt to write a readonly database",
 )
 # A sentence with fewer letters of its own could be found in many a text: then its blanks hold no other sentence, unless
 # that one is known as well.
@@ -43,6 +50,9 @@ FEWEST_LETTERS = 3
 _MOST_HEADS = 8
 _DEEPEST = 4
 _WORD = re.compile(r"'[^']*'|\"[^\"]*\"|\S+")
+# A list of names such as "'a', b and c"; no path, which may have such words in it and stays what it is.
+_ITEM = r"('[^']*'|\"[^\"]*\"|[\w.:=()*-]+)"
+_ITEMS = re.compile(f"{_ITEM}((, | and | or ){_ITEM})*")
 _BETWEEN = re.compile(r"'[^']*'|\"[^\"]*\"| and | or ")
 _NAME = rf"({'|'.join(place.partition('{')[0] for place in PLACES)})?({_WORD.pattern})"
 _NAMES = re.compile(rf"{_NAME}((, | and | or ){_NAME})*")
@@ -83,7 +93,7 @@ class Pattern:
         return cls(tuple(words), tuple(blanks), translated, letters(sentence), max(words, key=len))
 
     def values(self, text: str) -> list[str] | None:
-        """What stands in the blanks of a text, nowhere nothing; None where it is another sentence.
+        """What stands in the blanks of a text, nowhere nothing but in parentheses; None where it is another sentence.
 
         Each blank ends where the words after it first stand, so that time is linear in the text.
         """
@@ -91,8 +101,8 @@ class Pattern:
         at, end, found = len(first), len(text) - len(last), list[str]()
         if at >= end or not text.startswith(first) or not text.endswith(last):
             return None
-        for words in between:
-            stop = text.find(words, at + 1, end)
+        for blank, words in enumerate(between):
+            stop = text.find(words, at if self.holds_list(blank) else at + 1, end)
             if stop < 0:
                 return None
             found.append(text[at:stop])
@@ -149,7 +159,7 @@ class _Told:
                 return whole
             for colon in colons:
                 if LISTED not in text[:colon] and (rest := self.sentence(text[colon + 2 :], depth, sure)) is not None:
-                    return self.headed.format(place=self.place(text[:colon], depth), sentence=rest)
+                    return self.below(text[:colon], rest, depth)
         if text.endswith(".") and (sentence := self.known(text[:-1], depth)) is not None:
             return self.ended.format(sentence=sentence)
         return self.sentence(text, depth, False, anything=True)
@@ -192,12 +202,20 @@ class _Told:
         if _WORD.fullmatch(text):
             return text
         found = self.text(text, depth + 1)
-        if found == text and _NAMES.fullmatch(text) and any(word in text for word in self.words):
+        if found == text and _ITEMS.fullmatch(text) and any(word in text for word in self.words):
             return _BETWEEN.sub(lambda part: self.words.get(part[0], part[0]), text)
         return found if found != text else self.place(text, depth + 1)
 
+    def below(self, head: str, told: str, depth: int) -> str:
+        """A place before what is told. One that is not known may be a path with a colon in it, and stays as it is."""
+        place = self.place(head, depth)
+        return f"{head}: {told}" if place == head else self.headed.format(place=place, sentence=told)
+
     def place(self, head: str, depth: int) -> str:
         """What stands before a sentence, or in its blank: "site.yaml, line 14"."""
+        before, colon, after = head.rpartition(": ")
+        if colon:
+            return self.below(before, self.place(after, depth), depth)
         parts = head.split(", ")
         told = [part if _WORD.fullmatch(part) else self.text(part, depth + 1) for part in parts]
         if told == parts:

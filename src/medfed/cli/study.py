@@ -159,8 +159,8 @@ def _method_problems(path: Path, study: Study) -> Iterator[str]:
 
 # As they stand beside the sentence of the package: for the catalogue.
 OTHER_METHOD = (
-    "{problem}; did you mean {method}?",
-    "{problem}; install a version that has it",
+    "{name} does not exist in the installed package {package}; did you mean {method}?",
+    "{name} does not exist in the installed package {package}; install a version that has it",
 )
 
 
