@@ -64,12 +64,13 @@ class Refusals:
 
     def __init__(self, trees: Mapping[str, ast.Module]) -> None:
         self._trees = trees
+        self._nodes = {file: list(_inside(tree, _Scope(file, None))) for file, tree in trees.items()}
         self._functions: dict[str, list[_Scope]] = defaultdict(list)
         self._calls: dict[str, list[tuple[ast.Call, _Scope]]] = defaultdict(list)
         self._errors = {name for name, kind in vars(errors).items() if isinstance(kind, type)}
         bases: dict[str, set[str]] = {}
-        for file, tree in trees.items():
-            for node, scope in _inside(tree, _Scope(file, None)):
+        for file, nodes in self._nodes.items():
+            for node, scope in nodes:
                 if isinstance(node, ast.FunctionDef):
                     self._functions[node.name].append(_Scope(file, node))
                 elif isinstance(node, ast.Call):
@@ -87,7 +88,7 @@ class Refusals:
     def _roots(self, name: str) -> Iterator[tuple[ast.expr, _Scope]]:
         if name in NOT_FOR_PEOPLE:
             return
-        for node, scope in _inside(self._trees[name], _Scope(name, None)):
+        for node, scope in self._nodes[name]:
             if isinstance(node, ast.Call):
                 called = _called(node)
                 is_value = called == "ValueError" and name.startswith(_VALUES_IN)

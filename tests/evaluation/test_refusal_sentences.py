@@ -12,12 +12,18 @@ import pytest
 
 from medfed import errors
 from medfed.errors import LISTED
-from medfed.language import problems, read_catalog, translator
+from medfed.language import read_catalog, translator
 from medfed.raised import NOT_FOR_PEOPLE
-from medfed.sentences import PACKAGE, messages
+from medfed.sentences import PACKAGE, Sentence, messages
 from medfed.told import FEW_LETTERS, letters, retold, unclear
 
 CHINESE = re.compile("[\u4e00-\u9fff]")
+
+
+@pytest.fixture(scope="module")
+def sentences() -> dict[str, Sentence]:
+    """Those of the package."""
+    return messages()
 
 
 # -- found in the source ---------------------------------------------------------------------------------------------
@@ -107,11 +113,11 @@ def test_files_that_hand_on_what_is_wrong_are_read_whole(tmp_path: Path) -> None
     }
 
 
-def test_sentences_that_could_not_be_known_again_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sentence_that_could_not_be_known_again_is_told(sentences: dict[str, Sentence]) -> None:
     assert unclear("{name}: {problem}") == "too few words of its own"
     assert unclear("it is {low}{unit} now") == "two blanks side by side"
     assert unclear("{site} late: {reason}") == ""
-    assert not [text for text, sentence in messages().items() if sentence.is_filled and unclear(text)]
+    assert not [text for text, sentence in sentences.items() if sentence.is_filled and unclear(text)]
 
 
 # -- every refusal of the package ------------------------------------------------------------------------------------
@@ -217,11 +223,10 @@ def is_told(english: str, told: str) -> bool:
     return bool(CHINESE.search(told)) and not any(" ".join(words[n : n + 4]) in told for n in range(len(words) - 3))
 
 
-def test_the_catalogue_is_checked_for_refusals_too() -> None:
-    assert problems("zh") == []
+def test_the_catalogue_holds_every_refusal_and_marks_what_is_filled(sentences: dict[str, Sentence]) -> None:
     catalog = read_catalog("zh")
     marked = {str(message.id) for message in catalog if "filled" in message.auto_comments}
-    assert {text for text, sentence in messages().items() if sentence.is_filled} == marked
+    assert {text for text, sentence in sentences.items() if sentence.is_filled} == marked
     assert len(marked) > 450
 
 
@@ -256,6 +261,9 @@ def test_lines_places_lists_and_sentences_in_sentences_are_told() -> None:
         "机构 'north'，变量 'age'：151 个值中有 3 个不是数字（\"n/a\", \"?\"）。\n"
         "  请把它们加入 site.yaml，第 14 行 的 missing_codes，或更正导出数据。"
     )
+    assert tell("site 'north', variable 'age': 3 of 151 values are not numbers (\"the \"n a\" code\").") == (
+        "机构 'north'，变量 'age'：151 个值中有 3 个不是数字（\"the \"n a\" code\"）。"
+    )
     assert tell("ties is 'breslow' or 'efron', not 'exact'") == "ties 应为 'breslow' 或 'efron'，而不是 'exact'"
     reasons = LISTED.join(["north started anew", "south refused: secure sum: a term is missing"])
     assert tell(f"glm: the total could not be opened: the shares do not belong to one secret ({reasons}). Nothing of it "
@@ -288,6 +296,9 @@ FILLED = {
     "{unit} is no such unit; {hint}": "{unit} 不是单位；{hint}",
     "{unit} is no such unit; did you mean {close}?": "{unit} 不是单位；是 {close} 吗？",
     "{problem} Correct {where}": "{problem} 请更正 {where}",
+    "{word} is certainly no code of {variable}": "{word} 不是 {variable} 的编码",
+    "{word} is certainly no code of study {study}": "{word} 不是研究 {study} 的编码",
+    "{site} failed since {cause} in the end": "{site} 最终因 {cause} 失败",
     "the disk of {site} is full": "{site} 的磁盘已满",
     "the disk of {site} is full and it was {state}": "{site} 的磁盘已满，且 {state}",
 }
@@ -306,9 +317,12 @@ FILLED = {
         ("'x', y and z is bad", "'x', y and z 坏"),
         # The one with more words comes first, and one that leaves nothing over before one that does.
         ("the disk of north is full and it was burnt", "north 的磁盘已满，且 burnt"),
+        ("x is certainly no code of study y", "x 不是研究 y 的编码"),
         ("q is no such unit; did you mean p?", "q 不是单位；是 p 吗？"),
         ("q is no such unit; did you mean p? Correct site.yaml", "q 不是单位；是 p 吗？ 请更正 site.yaml"),
         ("q is no such unit; ask somebody", "q 不是单位；ask somebody"),
+        # A list is no single sentence.
+        ("a failed since x in the end · b failed since y in the end", "a 最终因 x 失败 · b 最终因 y 失败"),
         # What stands before a sentence is no part of it.
         ("some/file: the disk of north is full", "some/file: north 的磁盘已满"),
         ("an: unknown: nothing is left", "an: unknown: 没有剩余"),
@@ -319,8 +333,8 @@ def test_a_short_sentence_never_swallows_another(text: str, told: str) -> None:
     assert retold(TEXTS, FILLED)(text) == told
 
 
-def test_few_sentences_are_short() -> None:
-    short = [text for text, sentence in messages().items() if sentence.is_filled and letters(text) < FEW_LETTERS]
+def test_few_sentences_are_short(sentences: dict[str, Sentence]) -> None:
+    short = [text for text, sentence in sentences.items() if sentence.is_filled and letters(text) < FEW_LETTERS]
     assert len(short) < 40
 
 
