@@ -100,6 +100,14 @@ def test_what_comes_from_further_away_is_found_beside(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_what_a_function_of_another_file_says_is_found_there(tmp_path: Path) -> None:
+    (tmp_path / "units.py").write_text(
+        "_SAID = {1: 'write the first one'}\ndef problem(unit):\n    return f'there is no unit {unit}; {_SAID[unit]}'\n"
+    )
+    code = "def f(unit):\n    if said := problem(unit):\n        raise MappingError(said)\n"
+    assert found(tmp_path, code) == {"there is no unit {unit}; {unit2}", "write the first one"}
+
+
 def test_files_that_hand_on_what_is_wrong_are_read_whole(tmp_path: Path) -> None:
     code = (
         "def f(study):\n    yield f'variables.{name}: it has the role {role}'\n"
