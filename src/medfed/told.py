@@ -54,7 +54,10 @@ _WORD = re.compile(r"'[^']*'|\"[^\"]*\"|\S+")
 _ITEM = r"('[^']*'|\"[^\"]*\"|[\w.:=()*-]+)"
 _ITEMS = re.compile(f"{_ITEM}((, | and | or ){_ITEM})*")
 _BETWEEN = re.compile(r"'[^']*'|\"[^\"]*\"| and | or ")
-_NAME = rf"({'|'.join(place.partition('{')[0] for place in PLACES)})?({_WORD.pattern})"
+# Names one after the other. Each is read in one way only: a text may come from elsewhere, and must not take long.
+_ENDS = r"(?=, | and | or |\Z)"
+_PLACE = "|".join(place.partition("{")[0] for place in PLACES)
+_NAME = rf"(?>({_PLACE})?('[^']*'{_ENDS}|\"[^\"]*\"{_ENDS}|\S+?{_ENDS}))"
 _NAMES = re.compile(rf"{_NAME}((, | and | or ){_NAME})*")
 
 
@@ -214,6 +217,8 @@ class _Told:
     def place(self, head: str, depth: int) -> str:
         """What stands before a sentence, or in its blank: "site.yaml, line 14"."""
         before, colon, after = head.rpartition(": ")
+        if head.count(": ") > _MOST_HEADS:
+            return head
         if colon:
             return self.below(before, self.place(after, depth), depth)
         parts = head.split(", ")

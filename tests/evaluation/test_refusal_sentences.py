@@ -349,7 +349,11 @@ def test_few_sentences_are_short(sentences: dict[str, Sentence]) -> None:
 @pytest.mark.parametrize(
     "text",
     ["x is above 0 " * 800, "site 'a' signed " * 600, "a: " * 3000, "1 of 2 values are " * 500, "(" * 5000,
+     "the model has no variable 'q'; it has " + ", ".join(["'a'"] * 60) + " and no more there are",
+     "ties is " + ", ".join(["'a', \"b\" or c and site 'd'"] * 40) + " x y z, not 'e'",
+     "/data/" + "a: " * 3000 + "is not UTF-8 text; save it as UTF-8",
      LISTED.join(["north refused: secure sum: it was lost"] * 300), "\n".join(["site 'a': it was lost"] * 300)],
+    ids=["few words", "places", "colons", "blanks", "brackets", "names", "more names", "a path", "a list", "lines"],
 )  # fmt: skip
 def test_a_text_that_was_made_to_be_slow_is_not(text: str) -> None:
     tell = translator("zh")
