@@ -1,6 +1,7 @@
 """The NCCTG lung cancer trial as a whole, from the institutions' own files: 18 of them, 9 with fewer than 10 patients."""
 
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
@@ -94,8 +95,12 @@ def test_a_file_with_a_time_off_the_grid_is_refused_and_nobody_is_dropped_for_it
     lines[3] = ",".join([lines[3].split(",")[0], days, *lines[3].split(",")[2:]])
     export.write_text("\n".join(lines) + "\n")
     sentence = rf"{count} of 36 times are negative or off the grid, which the study declares from 0 to 1050 day"
-    with pytest.raises(MappingError, match=sentence):
+    with pytest.raises(MappingError, match=sentence) as refused:
         build_table(site, study)
+    mapped = (tmp_path / "inst-1" / "site.yaml").read_text().splitlines()
+    line = int(re.search(r"site\.yaml, line (\d+)", str(refused.value))[1])  # type: ignore[index]
+    assert study.time is not None
+    assert study.time in mapped[line - 1]
     assert not (tmp_path / "inst-1" / "tables").exists()
 
 

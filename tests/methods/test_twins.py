@@ -65,7 +65,7 @@ def test_a_twin_equals_its_step(
     if asked.keeps:
         kept = [{k: rng.normal(size=shape_of(v, sizes)) for k, v in asked.keeps.shapes.items()} for _ in names]
     stacked = door.execution.run_stacked(call, asked, sizes, names, kept)
-    good, release, keep, _, effective, failed = door.execution.run_each(
+    good, release, keep, _, rests_on, failed = door.execution.run_each(
         call, asked, sizes, names, dict.fromkeys(names, NO_OWN), kept
     )
     assert good == names
@@ -76,8 +76,10 @@ def test_a_twin_equals_its_step(
         for name in asked.keeps.shapes:
             alone = np.stack([own[name] for own in keep])
             assert np.abs(stacked.keep[name] - alone).max() <= 1e-12 * max(np.abs(alone).max(), 1)
-    if effective is not None:
-        assert np.allclose(stacked.effective_patients, effective[:, 0, 0], rtol=1e-9)
+    if rests_on.effective is not None:
+        assert np.allclose(stacked.effective_patients, rests_on.effective[:, 0, 0], rtol=1e-9)
+    if rests_on.ordinary is not None:
+        assert np.allclose(stacked.ordinary_patients, rests_on.ordinary, rtol=1e-9)
 
 
 class NO_OWN:  # noqa: N801

@@ -120,7 +120,7 @@ def _refuse_times_outside(site: SiteFolder, study: Study, counts: Counts) -> Non
         raise MappingError(
             f"site {site.name!r}, variable {study.time!r}: {outside} of {counts.considered} times are negative or off the "
             f"grid, which the study declares from {low:g} to {high:g} {study.variables[study.time or ''].unit}; correct "
-            f"the export or {site.where('variables', study.time or '')}, or have the study's range widened"
+            f"the export or {site.where('mapping', study.time or '')}, or have the study's range widened"
         )
 
 

@@ -75,8 +75,11 @@ def _read_csv(site: SiteFolder, source: Source, data: bytes, where: str) -> pa.T
     _split_at_delimiter(site, source, first_line, where)
     _no_column_twice(site, source, source.header or first_line)
     try:
+        # Bytes of Arrow's own: one of its threads may let go of them after Python has ended, where a Python object aborts.
+        with pa.BufferOutputStream() as own:
+            own.write(text.encode())
         return pa_csv.read_csv(
-            io.BytesIO(text.encode()),
+            pa.BufferReader(own.getvalue()),
             read_options=pa_csv.ReadOptions(column_names=list(source.header) if source.header else None),
             parse_options=pa_csv.ParseOptions(delimiter=source.delimiter, newlines_in_values=True),
             convert_options=pa_csv.ConvertOptions(

@@ -16,8 +16,9 @@ from medfed.federation.here import Here, fit
 from medfed.federation.packages import find_method
 from medfed.federation.site import Site
 from medfed.federation.step import Input, Out, Reply, Sum, step
-from medfed.methods.newton import effective_patients, in_study_units, sigmoid
+from medfed.methods.newton import in_study_units, sigmoid
 from medfed.methods.recalibration import recalibration_terms
+from medfed.methods.weights import effective_patients, ordinary_patients
 
 FloatArray = NDArray[np.float64]
 
@@ -101,7 +102,11 @@ def calibration_terms(
     score, information = recalibration_terms(predictor, outcome, line)
     risk = sigmoid(line[0] + line[1] * predictor)
     # A steep line is as good as a threshold, and a threshold that moves shows who lies between.
-    return Out({"score": score, "information": information}, effective_patients=effective_patients(risk * (1 - risk)))
+    return Out(
+        {"score": score, "information": information},
+        effective_patients=effective_patients(risk * (1 - risk)),
+        ordinary_patients=ordinary_patients(risk * (1 - risk), outcome),
+    )
 
 
 @step(

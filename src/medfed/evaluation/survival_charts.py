@@ -172,6 +172,8 @@ def kaplan_meier_figure(fit: KaplanMeierFit, lang: str = "en", bands: str | None
         if len(curve.time) == 1:  # a straight line to the end of follow-up would be no curve
             continue
         low, high = band(curve, bands) if bands else pointwise(curve)
+        if fit.result.get("merged_before"):
+            low = low * fit.share_left(group)
         drawn.append(
             SurvivalCurve(
                 fit.name(group, lang), curve.time.tolist(), curve.survival.tolist(), low.tolist(), high.tolist(),
@@ -185,6 +187,8 @@ def kaplan_meier_figure(fit: KaplanMeierFit, lang: str = "en", bands: str | None
         "Kaplan-Meier curves {held}, over all sites together, on a time grid whose cells show no small count. Where intervals "
         "were merged, only the ends are known: the curve goes straight between them, and at most so many were at risk."
     ).format(held=held)
+    if fit.result.get("merged_before"):
+        caption += " " + _("The shade reaches down to where the curve can be by what merging leaves open.")
     return kaplan_meier(
         drawn, title=_("Survival"), caption=caption, x_label=x_label, until=time.last_time, lang=lang
     )  # fmt: skip

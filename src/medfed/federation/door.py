@@ -182,7 +182,7 @@ class Doors:
         at: str,
     ) -> tuple[list[str], dict[str, NDArray[Any]], Any, list[Any], int, dict[str, Answer | Failure]]:
         """Run the step and hold what it returns to the gate; failures and refusals are recorded."""
-        names, release, keep, local, effective, failed = self.execution.run(call, step, sizes, names, own)
+        names, release, keep, local, rests_on, failed = self.execution.run(call, step, sizes, names, own)
         charge = self.charge(call)
         limits = {site: self.admission.limits(site) for site in own} if charge is not None else {}
         out: dict[str, Answer | Failure] = {}
@@ -197,7 +197,7 @@ class Doors:
         amount = 0
         if names:
             names, coded, keep, local, amount, more = self._gate(
-                call, step, sizes, names, release, keep, local, effective
+                call, step, sizes, names, release, keep, local, rests_on
             )
             held |= more
         if held:
@@ -218,7 +218,7 @@ class Doors:
         release: Mapping[str, NDArray[np.float64]],
         keep: Any,
         local: list[Any],
-        effective: Any,
+        rests_on: gate.RestsOn,
     ) -> tuple[list[str], dict[str, NDArray[Any]], Any, list[Any], int, dict[str, Answer | Failure]]:
         rows, patients, where = self._sizes_of(call.part)
         pick = np.array([where[site] for site in names])
@@ -230,7 +230,7 @@ class Doors:
             rows=rows[pick],
             patients=patients[pick],
             policies=[self.sites[site].policy for site in names],
-            effective=effective,
+            rests_on=rests_on,
             row_keys=[self._watch(site, call.part) for site in names],
             protection=call.protection,
             noisy=call.charge is not None,

@@ -53,7 +53,7 @@ class Execution:
 
     def run(
         self, call: Call, step: Step, sizes: Mapping[str, Any], names: list[str], own: Mapping[str, Own]
-    ) -> tuple[list[str], dict[str, Any], Any, list[Any], Any, dict[str, Answer | Failure]]:
+    ) -> tuple[list[str], dict[str, Any], Any, list[Any], gate.RestsOn, dict[str, Answer | Failure]]:
         kept = [self._kept(site, call, step, own[site], sizes) for site in names] if step.keeps else None
         if self.twins and step.twin is not None and len(names) > 1 and not any(own[site].each for site in names):
             try:
@@ -62,7 +62,7 @@ class Execution:
                 for name, declared in step.releases.items():
                     if release[name].shape != (len(names), *shape_of(declared.shape, sizes)):
                         raise ValueError("wrong shape")
-                return names, release, out.keep, [None] * len(names), out.effective_patients, {}
+                return names, release, out.keep, [None] * len(names), _stacked(out), {}
             except Exception:  # one site's rows must not fail the others: they run one by one
                 log.debug("twin of %s raised; sites run one by one", call.step, exc_info=True)
         return self.run_each(call, step, sizes, names, own, kept)
@@ -75,7 +75,7 @@ class Execution:
         names: list[str],
         own: Mapping[str, Own],
         kept: list[Mapping[str, Any]] | None,
-    ) -> tuple[list[str], dict[str, Any], Any, list[Any], Any, dict[str, Answer | Failure]]:
+    ) -> tuple[list[str], dict[str, Any], Any, list[Any], gate.RestsOn, dict[str, Answer | Failure]]:
         settings = settings_of(self.study, call.variant)
         good: list[str] = []
         outs: list[Out] = []
@@ -124,7 +124,7 @@ class Execution:
             releases.append(arrays)
         release = {name: np.stack([arrays[name] for arrays in releases]) for name in step.releases} if good else {}
         keep = [out.keep for out in outs] if writes else None
-        return good, release, keep, [out.local for out in outs], _effective(outs), failed
+        return good, release, keep, [out.local for out in outs], _rests_on(outs), failed
 
     def _declared_parts(self, site: str, step: Step) -> Callable[[str], View]:
         def part(name: str) -> View:
@@ -178,15 +178,28 @@ class Execution:
             raise gate.NotAsDeclared("the step keeps something else than it declares")
 
 
-def _effective(outs: Sequence[Out]) -> NDArray[np.float64] | None:
-    """What steps state of effective patients, (S, groups, 2): effective, and of how many (infinity: the whole site)."""
-    if all(out.effective_patients is None for out in outs):
-        return None
-    stated = []
-    for out in outs:
-        effective = np.atleast_1d(
-            np.asarray(np.inf if out.effective_patients is None else out.effective_patients, float)
-        )
-        of = np.full(effective.shape, np.inf) if out.effective_of is None else np.asarray(out.effective_of, float)
-        stated.append(np.stack([effective, of.reshape(effective.shape)], -1))
-    return np.stack(stated)
+def _stacked(out: Out) -> gate.RestsOn:
+    """What a twin states, of all of each site's patients."""
+    effective = None
+    if out.effective_patients is not None:
+        stated = np.asarray(out.effective_patients, dtype=np.float64)
+        effective = np.stack([stated, np.full(stated.shape, np.inf)], -1)[:, None]
+    ordinary = None if out.ordinary_patients is None else np.asarray(out.ordinary_patients, dtype=np.float64)
+    return gate.RestsOn(effective, ordinary)
+
+
+def _rests_on(outs: Sequence[Out]) -> gate.RestsOn:
+    """What steps state, of one site each."""
+    effective, ordinary = None, None
+    if any(out.effective_patients is not None for out in outs):
+        effective = np.stack([_groups(out) for out in outs])
+    if any(out.ordinary_patients is not None for out in outs):
+        ordinary = np.array([np.inf if out.ordinary_patients is None else out.ordinary_patients for out in outs], float)
+    return gate.RestsOn(effective, ordinary)
+
+
+def _groups(out: Out) -> NDArray[np.float64]:
+    """(groups, 2): effective patients, and of how many (infinity: the whole site)."""
+    effective = np.atleast_1d(np.asarray(np.inf if out.effective_patients is None else out.effective_patients, float))
+    of = np.full(effective.shape, np.inf) if out.effective_of is None else np.asarray(out.effective_of, float)
+    return np.stack([effective, of.reshape(effective.shape)], -1)

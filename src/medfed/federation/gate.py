@@ -7,6 +7,7 @@ of ours that quote no count.
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -37,12 +38,28 @@ OVER_LIMIT = "a released value is not finite or passes the limit that its step d
 SMALL_COUNT = "a released count is under the minimum cell or is not a count"
 TOO_MANY_VALUES = "the release has more values for each patient than the policy allows"
 CONCENTRATED = "the released sums rest on fewer patients than may be seen; the question isolates some of them"
+LIGHT = (
+    "under these inputs this site's patients weigh next to nothing: the total would be that of a few patients elsewhere"
+)
 PATIENT_ROW = "the release holds one patient's row"
 SITE_TERMS = "estimates of this site alone are not to be seen, says its policy (site_terms_visible)"
 REPLY_NOT_LISTED = "the policy does not list this figure among those that may be seen for this site alone"
 
 _ROWS_WATCHED = 100_000  # a sum over more rows than this is nobody's row
 LARGEST_FEATURE = 1e3
+# Of so many patients one has to count in full: a model that nearly separates the outcomes leaves a tenth of the weight.
+ORDINARY_SHARE = 20
+
+
+@dataclass(frozen=True)
+class RestsOn:
+    """What the steps of S sites state of their weights; see ``Out``.
+
+    effective: (S, groups, 2), effective patients and of how many (infinity: of all); ordinary: (S,), patients of ordinary weight.
+    """
+
+    effective: FloatArray | None = None
+    ordinary: FloatArray | None = None
 
 
 def minimum_cell(policy: Policy, study: Study) -> int:
@@ -88,14 +105,11 @@ def _factors(view: View, study: Study, only: Sequence[str] | None = None) -> dic
 
     Codes; of numbers: known or missing, and their values where these are few, else the commonest value against the rest.
     """
-    names = [column.variable for column in study.design.columns if column.variable]
-    names += [name for name in (study.outcome, study.arm) if name]
     factors = {}
     numbers = number_levels(
-        view,
-        [n for n in dict.fromkeys(names) if study.variables[n].type == "number" and (only is None or n in only)],
+        view, [n for n in study.counted if study.variables[n].type == "number" and (only is None or n in only)]
     )
-    for name in dict.fromkeys(names):
+    for name in study.counted:
         if study.variables[name].type == "number" and name not in numbers:
             continue
         if name not in numbers:
@@ -252,7 +266,7 @@ def check_release(
     rows: NDArray[np.int64],
     patients: NDArray[np.int64],
     policies: Sequence[Policy],
-    effective: NDArray[np.float64] | None,
+    rests_on: RestsOn,
     row_keys: Sequence[frozenset[int]],
     protection: Protection = "plain",
     noisy: bool = False,
@@ -262,7 +276,6 @@ def check_release(
     Where sums are secure, small counts and values for each patient are judged on totals, before anything is opened.
     noisy: of a charged call. What protects is the noise, so the rules for exact sums are not asked, and their answers,
     which depend on the data, are not told; bounded releases come as integers of the ring and stay as they are.
-    effective: (S, groups, 2), effective patients and of how many; or (S,), of all the site's (see ``Out``).
 
     Returns a reason or None a site, the coded arrays (zeros where a site is held back), and values a release.
     """
@@ -308,10 +321,8 @@ def check_release(
         allowed = np.array([policy.values_per_patient.get(kind, 0.0) for policy in policies])  # type: ignore[call-overload]
         if amount and plain and not noisy:
             hold(amount > allowed * patients, TOO_MANY_VALUES)
-    if effective is not None and not noisy:
-        stated = np.asarray(effective, dtype=np.float64)
-        if stated.ndim == 1:  # a twin's: one a site, of all its patients
-            stated = np.stack([stated, np.full(count, np.inf)], -1)[:, None]
+    if rests_on.effective is not None and not noisy:
+        stated = rests_on.effective
         needed = np.array([max(policy.minimum_patients, 1) for policy in policies], dtype=np.float64)[:, None]
         least = np.ones((count, 1))
         if not plain:
@@ -320,6 +331,9 @@ def check_release(
             needed, least = np.minimum(needed, of / 2), np.minimum(least, of)
         enough = stated[..., 0] >= np.where(minimum[:, None] > 1, needed, least) - 1e-9
         hold(np.asarray(~enough.all(1)), CONCENTRATED)
+    if rests_on.ordinary is not None and not noisy and not plain:
+        least = np.array([max(policy.minimum_patients, 1) for policy in policies]) * (minimum > 1)
+        hold(~(rests_on.ordinary >= np.minimum(least, patients // ORDINARY_SHARE) - 1e-9), LIGHT)
     bad = np.array([reason is not None for reason in reasons])
     for name, declared in step.releases.items():
         values = coded[name]

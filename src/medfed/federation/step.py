@@ -130,6 +130,9 @@ class Out:
     (Kish 1965); the gate holds back a release that rests on fewer than the site's minimum. A twin gives one a site.
     effective_of: of how many patients they are, all of the site's where it is None: under secure sums the weights may let
     no patient stand out of these. Both may list several groups; 0 patients: a count that is judged on totals as well.
+    ordinary_patients: the sum of the weights over what one weighs where all are alike, as at the site's mean outcome. Under
+    secure sums the gate holds back a release whose weights next to vanish here: the total would be that of few patients
+    elsewhere. A twin gives one a site.
     """
 
     release: Mapping[str, Any]
@@ -137,6 +140,7 @@ class Out:
     local: Mapping[str, Any] | None = None
     effective_patients: Any = None
     effective_of: Any = None
+    ordinary_patients: Any = None
 
 
 @dataclass(eq=False)

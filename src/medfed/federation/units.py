@@ -91,10 +91,8 @@ class Factor:
 
 def factors_of(study: Study) -> tuple[Factor, ...]:
     """Every variable whose products are counts, in the study's order."""
-    names = [column.variable for column in study.design.columns if column.variable]
-    names += [name for name in (study.outcome, study.arm) if name]
     found = []
-    for name in dict.fromkeys(names):
+    for name in study.counted:
         variable = study.variables[name]
         told = name in (study.outcome, study.arm)
         if variable.type == "code":
@@ -271,6 +269,8 @@ class Layout:
         """
         found = np.zeros((self.atoms, len(self.numbers)), dtype=np.int64)
         names = [factor.name for factor in self.numbers]
+        if not names:
+            return found
         for piece in whole.batches(names):
             rows = len(piece[0])
             for at, column in enumerate(piece):
@@ -280,7 +280,7 @@ class Layout:
             if rows == whole.rows:
                 return found
             break
-        for at in np.flatnonzero((found < ENOUGH).any(0)).tolist() if names else ():
+        for at in np.flatnonzero((found < ENOUGH).any(0)).tolist():
             column = np.concatenate([np.asarray(piece[0], np.float64) for piece in whole.batches([names[at]])])
             found[:, at] = self._varied(column, whole.row_pseudonyms, atom_of_row)
         return found

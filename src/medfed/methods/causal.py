@@ -24,10 +24,11 @@ from medfed.methods.design_matrix import (
     over_blocks,
     smallest_cell,
 )
-from medfed.methods.newton import effective_patients, sigmoid, symmetric, upper
+from medfed.methods.newton import sigmoid, symmetric, upper
 from medfed.methods.scaling import formula_moments, scaling
 from medfed.methods.solve import newton_step, refuse_collinear
 from medfed.methods.summaries import in_bins, unless_small
+from medfed.methods.weights import WeightSums
 from medfed.study import Study
 from medfed.study.design import Formula
 from medfed.study.formula import default_formula, parse_formula
@@ -56,26 +57,30 @@ _MODELS = {**_PROPENSITY, "outcome_models": Input("2,terms", limit=1e6), "outcom
 def propensity_terms(site: Site, *, propensity: FloatArray, centre: FloatArray, scale: FloatArray) -> Out:
     """Score and information of the logistic model of having the second arm, and log-likelihood, rows, rows of that arm."""
     q = len(propensity)
-    score, information, fit = np.zeros(q), np.zeros((q, q)), np.zeros(3)
-    weights = []
+    score, information, fit, weights = np.zeros(q), np.zeros((q, q)), np.zeros(3), WeightSums()
 
-    def terms(block: Block) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+    def terms(block: Block) -> tuple[FloatArray, FloatArray, FloatArray, WeightSums]:
         eta = propensity @ block.x
         chance = sigmoid(eta)
         w = chance * (1 - chance)
         fit = [(block.arm * eta - np.logaddexp(0, eta)).sum(), len(eta), block.arm.sum()]
         root = block.x * np.sqrt(w)
-        return block.x @ (block.arm - chance), root @ root.T, np.array(fit), w
+        return block.x @ (block.arm - chance), root @ root.T, np.array(fit), WeightSums.of(w, block.arm)
 
     for s, i, f, w in over_blocks(site, centre, scale, terms, with_arm=True):
-        score, information, fit = score + s, information + i, fit + f
-        weights.append(w)
-    rests_on = float(effective_patients(np.concatenate(weights)))
+        score, information, fit, weights = score + s, information + i, fit + f, weights + w
+    release = {"score": score, "information": upper(information), "fit": fit}
     return Out(
-        {"score": score, "information": upper(information), "fit": fit},
-        effective_patients=(rests_on, smallest_cell(site)),
+        release,
+        effective_patients=(weights.effective, smallest_cell(site)),
         effective_of=(np.inf, 0),
+        ordinary_patients=_ordinary(weights, site),
     )
+
+
+def _ordinary(own: WeightSums, site: Site) -> float:
+    """See ``Out``; of a logistic model."""
+    return own.ordinary(own.mean * (1 - own.mean), site.table.patients)
 
 
 @step(
@@ -92,30 +97,39 @@ def arm_outcome_terms(
 ) -> Out:
     """Score and information of a model of the outcome within each arm: logistic for an event, linear for a number."""
     q, event = outcome_models.shape[1], _is_event(site.study)
-    score, information = np.zeros((2, q)), np.zeros((2, q, q))
+    score, information, weights = np.zeros((2, q)), np.zeros((2, q, q)), [WeightSums(), WeightSums()]
 
-    def terms(block: Block) -> tuple[FloatArray, FloatArray]:
-        found = np.zeros((2, q)), np.zeros((2, q, q))
+    def terms(block: Block) -> tuple[FloatArray, FloatArray, list[WeightSums]]:
+        found = np.zeros((2, q)), np.zeros((2, q, q)), [WeightSums(), WeightSums()]
         y = (block.y - outcome[0]) / outcome[1]
         for arm in (0, 1):
             here = block.x[:, block.arm == arm]
             mean = outcome_models[arm] @ here
             mean = sigmoid(mean) if event else mean
-            root = here * np.sqrt(mean * (1 - mean)) if event else here
+            weight = mean * (1 - mean) if event else np.ones_like(mean)
+            root = here * np.sqrt(weight)
             found[0][arm] = here @ (y[block.arm == arm] - mean)
             found[1][arm] = root @ root.T
+            found[2][arm] = WeightSums.of(weight, block.y[block.arm == arm])
         return found
 
-    for s, i in over_blocks(site, centre, scale, terms, with_arm=True):
+    for s, i, w in over_blocks(site, centre, scale, terms, with_arm=True):
         score, information = score + s, information + i
+        weights = [before + more for before, more in zip(weights, w, strict=True)]
+    # An arm of a few patients here may well be predicted without doubt; it hides nobody.
+    many = [own for own in weights if event and own.rows >= site.minimum_cell]
     return Out(
-        {"score": score, "information": upper(information)}, effective_patients=smallest_cell(site), effective_of=0
+        {"score": score, "information": upper(information)},
+        effective_patients=(*(own.effective for own in weights), smallest_cell(site)),
+        effective_of=(*(own.rows for own in weights), 0),
+        ordinary_patients=min((_ordinary(own, site) for own in many), default=np.inf),
     )
 
 
 @dataclass(frozen=True)
 class _Predicted:
-    """Of a block: chance of the second arm, weights (2, b) of the arms, 0 for the other arm; predicted means (2, b); y (b,)."""
+    """Of a block: chance of the second arm, weights (2, b) of the arms, 0 for the other arm; predicted means (2, b); y (b,);
+    overlap (b,): how much a row weighs in the propensity model."""
 
     x: FloatArray
     arm: FloatArray
@@ -123,15 +137,18 @@ class _Predicted:
     weights: FloatArray
     means: FloatArray
     y: FloatArray
+    overlap: FloatArray
 
 
 def _predicted(site: Site, block: Block, inputs: Mapping[str, FloatArray]) -> _Predicted:
     clip = float(site.settings["clip"])
-    chance = np.clip(sigmoid(inputs["propensity"] @ block.x), clip, 1 - clip)
+    free = sigmoid(inputs["propensity"] @ block.x)
+    chance = np.clip(free, clip, 1 - clip)
     means = inputs["outcome_models"] @ block.x
     weights = np.stack([(1 - block.arm) / (1 - chance), block.arm / chance])
     y = (block.y - inputs["outcome"][0]) / inputs["outcome"][1]
-    return _Predicted(block.x, block.arm, chance, weights, sigmoid(means) if _is_event(site.study) else means, y)
+    means = sigmoid(means) if _is_event(site.study) else means
+    return _Predicted(block.x, block.arm, chance, weights, means, y, free * (1 - free))
 
 
 @step(
@@ -153,23 +170,30 @@ def effect_terms(site: Site, **inputs: FloatArray) -> Out:
     """
     q = len(inputs["propensity"])
 
-    def terms(block: Block) -> tuple[FloatArray, ...]:
+    def terms(block: Block) -> tuple[tuple[FloatArray, ...], WeightSums]:
         at = _predicted(site, block, inputs)
         members = np.stack([1 - at.arm, at.arm])
         weighted = np.stack([members.sum(1), at.weights.sum(1), (at.weights**2).sum(1), at.weights @ at.y], 1)
         robust = (at.means + at.weights * (at.y - at.means)).sum(1)
         raw = np.stack([members @ at.x.T, members @ (at.x * at.x).T])
-        return weighted, robust, raw, at.weights @ at.x.T
+        return (weighted, robust, raw, at.weights @ at.x.T), WeightSums.of(at.overlap, at.arm)
 
     names = ("weighted", "doubly_robust", "raw_columns", "weighted_columns")
     shapes = ((2, 4), (2,), (2, 2, q), (2, q))
     sums = {name: np.zeros(shape) for name, shape in zip(names, shapes, strict=True)}
-    for found in over_blocks(site, inputs["centre"], inputs["scale"], terms, with_arm=True):
+    overlap = WeightSums()
+    for found, own in over_blocks(site, inputs["centre"], inputs["scale"], terms, with_arm=True):
+        overlap = overlap + own
         for name, value in zip(names, found, strict=True):
             sums[name] = sums[name] + value
     patients, weight, square = sums["weighted"][:, :3].T
     first, second = weight**2 / np.where(square > 0, square, 1.0)
-    return Out(sums, effective_patients=(first, second, smallest_cell(site)), effective_of=(*patients, 0))
+    return Out(
+        sums,
+        effective_patients=(first, second, overlap.effective, smallest_cell(site)),
+        effective_of=(*patients, np.inf, 0),
+        ordinary_patients=_ordinary(overlap, site),
+    )
 
 
 @step(
@@ -212,7 +236,7 @@ def influence_terms(site: Site, *, means: FloatArray, shares: FloatArray, **inpu
     """
     q = len(inputs["propensity"])
 
-    def terms(block: Block) -> tuple[FloatArray, ...]:
+    def terms(block: Block) -> tuple[tuple[FloatArray, ...], WeightSums]:
         at = _predicted(site, block, inputs)
         weighted = at.weights * (at.y - means[0][:, None]) / shares[:, None]
         robust = at.means + at.weights * (at.y - at.means) - means[1][:, None]
@@ -221,15 +245,18 @@ def influence_terms(site: Site, *, means: FloatArray, shares: FloatArray, **inpu
         # A weight 1 / chance falls by (1 - chance) / chance for each unit of the linear predictor; 1 / (1 - chance) rises.
         slope = weighted * np.stack([at.chance, at.chance - 1])
         root = at.x * np.abs(score)
-        return squares, (weighted * score) @ at.x.T, slope @ at.x.T, root @ root.T
+        own = WeightSums.of(at.overlap, at.arm)
+        return (squares, (weighted * score) @ at.x.T, slope @ at.x.T, root @ root.T), own
 
     squares, cross, slope, meat = np.zeros((2, 3)), np.zeros((2, q)), np.zeros((2, q)), np.zeros((q, q))
-    for s, c, d, m in over_blocks(site, inputs["centre"], inputs["scale"], terms, with_arm=True):
-        squares, cross, slope, meat = squares + s, cross + c, slope + d, meat + m
+    overlap = WeightSums()
+    for (s, c, d, m), w in over_blocks(site, inputs["centre"], inputs["scale"], terms, with_arm=True):
+        squares, cross, slope, meat, overlap = squares + s, cross + c, slope + d, meat + m, overlap + w
     return Out(
         {"squares": squares, "cross": cross, "slope": slope, "meat": upper(meat)},
-        effective_patients=smallest_cell(site),
-        effective_of=0,
+        effective_patients=(overlap.effective, smallest_cell(site)),
+        effective_of=(np.inf, 0),
+        ordinary_patients=_ordinary(overlap, site),
     )
 
 

@@ -19,11 +19,12 @@ from medfed.federation.site import Site
 from medfed.federation.step import Count, Input, Out, Reply, Step, Sum, step
 from medfed.methods.concordance import c_index, count_pairs
 from medfed.methods.likelihood import Ascent, at_zero, climb
-from medfed.methods.newton import effective_patients, symmetric, upper
+from medfed.methods.newton import symmetric, upper
 from medfed.methods.proportional_hazards import TRANSFORMS, marks_of, proportionality_test
 from medfed.methods.risk_sets import TIES, PartialLikelihood, RiskOrder, partial_likelihood, proportionality_terms
 from medfed.methods.standardise import CENTRE, SCALE, centre_and_scale, moments, standardised
 from medfed.methods.time_grid import declared_intervals, merged_cuts, on_cuts
+from medfed.methods.weights import effective_patients
 from medfed.study import Study
 
 FloatArray = NDArray[np.float64]

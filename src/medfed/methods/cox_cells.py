@@ -38,6 +38,7 @@ def cell_risks(site: Site, *, beta: FloatArray, centre: FloatArray, scale: Float
     return Out(
         {"risk": cells.sums(risk), "event_risk": cells.sums(risk * own), **cells.counts()},
         effective_patients=risk_patients(x, beta[1:]),
+        ordinary_patients=risk.sum(),  # one of the centre's weighs 1
     )
 
 
@@ -83,6 +84,7 @@ def cell_information(
         },
         # What hazard, less and marks pick out are cells, whose counts are under the rule for counts.
         effective_patients=risk_patients(x, beta[1:]),
+        ordinary_patients=risk.sum(),
     )
 
 
@@ -110,6 +112,7 @@ def cell_means(site: Site, *, beta: FloatArray, centre: FloatArray, scale: Float
             **cells.counts(),
         },
         effective_patients=risk_patients(x, beta[1:]),
+        ordinary_patients=risk.sum(),
     )
 
 

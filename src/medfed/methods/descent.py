@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from medfed.federation.site import Site, Sites
 from medfed.methods.newton import sigmoid
 from medfed.methods.standardise import standardised, standardised_stack
+from medfed.methods.weights import Mask, ordinary_patients
 
 FloatArray = NDArray[np.float64]
 
@@ -30,6 +31,13 @@ def information_weights(eta: FloatArray, family: str) -> FloatArray:
         risk = sigmoid(eta)
         return np.asarray(risk * (1 - risk))
     return np.ones_like(eta)
+
+
+def ordinary_of(eta: FloatArray, y: FloatArray, family: str, mask: Mask = 1.0) -> FloatArray | None:
+    """To how many patients of ordinary weight these rows add up (see ``Out``); None where all weigh the same."""
+    if family != "logistic":
+        return None
+    return ordinary_patients(information_weights(eta, family) * mask, y, mask)
 
 
 def penalty_weights(p: int, l2: float) -> FloatArray:

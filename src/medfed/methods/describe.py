@@ -5,8 +5,9 @@ that surely holds it has twice the minimum cell; it is given as the middle of th
 not known of it. Counts under the minimum cell are not shown, nor a second one that would give them away.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any, ClassVar
 
 import numpy as np
@@ -31,6 +32,7 @@ from medfed.methods.summaries import (
     second_look,
     suppressed,
     unless_small,
+    variance_told,
 )
 from medfed.methods.tables import Shown, text_of
 from medfed.study import Study
@@ -179,6 +181,7 @@ class Describe:
             about, scale = second_look(*mean_and_variance(known[0], first["powers"], about, scale))
             second = federation.sum(powers, about=about, scale=scale)
             mean, variance = mean_and_variance(known[0], second["powers"], about, scale)
+            variance = variance_told(variance, known[0], len(sites))
             for other in (first, second):
                 refuse_other_sites(sites, list(other.sites))
         if self.cross_tables:
@@ -332,13 +335,30 @@ class Description:
             rows.append(cells)
         header = ["", _("known"), _("missing"), _("mean"), _("SD")]
         header += [_("{percent} quantile (its bin)").format(percent=percent(share, 0)) for share in shares]
-        shown = Shown(facts, header, rows)
         coded = [
             [row["variable"], row["code"] or _("missing"), count(row["patients"]), percent(row["share"])]
             for _index, row in self.levels().iterrows()
             if row["code"] or row["patients"]
         ]
-        return [shown, Shown([], [_("Variable"), _("code"), _("Patients"), _("share")], coded)]
+        tables = [(header, rows)] if rows else []
+        tables += [([_("Variable"), _("code"), _("Patients"), _("share")], coded)] if coded else []
+        tables += self._crossed(count, _("missing"))
+        return [Shown([] if index else facts, *table) for index, table in enumerate(tables)]
+
+    def _crossed(self, count: Callable[[float], str], missing: str) -> list[tuple[list[str], list[list[str]]]]:
+        """Header and rows of the cross table of every two coded variables, where pairs were counted."""
+        if not len(np.asarray(self.values["pairs"])):
+            return []
+        found = []
+        for first, second in combinations(dict.fromkeys(name for name, _ in self.values["levels"]), 2):
+            table = self.cross_table(first, second)
+            header = [f"{first} × {second}", *(str(code) or missing for code in table.columns)]
+            rows = [
+                [str(code) or missing, *map(count, row)]
+                for code, row in zip(table.index, table.to_numpy(), strict=True)
+            ]
+            found.append((header, rows))
+        return found
 
 
 def _named(levels: list[list[str]], places: list[int]) -> NDArray[np.bool_]:

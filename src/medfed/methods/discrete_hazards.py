@@ -39,6 +39,7 @@ from medfed.methods.time_grid import (
     merged_grid,
     site_cells,
 )
+from medfed.methods.weights import WeightSums
 from medfed.study import Study
 
 FloatArray = NDArray[np.float64]
@@ -68,11 +69,12 @@ def hazard_terms(
     count, q = cells.count, x.shape[1]
     score, information = x.T @ cells.event, np.zeros((q, q))
     expected, weight, crossed = np.zeros(count), np.zeros(count), np.zeros((count, q))
-    log_likelihood = 0.0
+    log_likelihood, at_risk_in = 0.0, 0
     for start in range(0, len(x), _PIECE):
         rows = slice(start, start + _PIECE)
         eta = (x[rows] @ beta[1:])[:, None] + alpha
         here = cells.cell[rows, None] >= np.arange(count)
+        at_risk_in += int(here.sum())
         hazard = np.where(here, sigmoid(eta), 0.0)
         spread = hazard * (1.0 - hazard)
         score -= x[rows].T @ hazard.sum(1)
@@ -82,6 +84,8 @@ def hazard_terms(
         crossed += spread.T @ x[rows]
         happened = eta[np.arange(len(eta)), cells.cell[rows]] * cells.event[rows]
         log_likelihood += float(happened.sum() - np.where(here, np.logaddexp(0.0, eta), 0.0).sum())
+    # A row is a patient in a cell, at risk.
+    own = WeightSums(float(weight.sum()), outcomes=float(cells.event.sum()), rows=float(at_risk_in))
     return Out(
         {
             "score": score,
@@ -94,6 +98,7 @@ def hazard_terms(
         },
         # What alpha picks out are cells, whose counts are under the rule for counts.
         effective_patients=risk_patients(x, beta[1:]),
+        ordinary_patients=own.ordinary(own.mean * (1 - own.mean), site.table.patients),
     )
 
 

@@ -135,6 +135,15 @@ def gamma_log_likelihood(
     return _total(w * each if frequency else each)
 
 
+def weight_at(family: str, mean: float, alpha: float) -> float:
+    """Expected weight of a row at a mean: what all rows weigh where nothing is known of them; 0 where it has no bounds to fall from."""
+    if family == "binomial":
+        return mean * (1 - mean)
+    if family == "poisson":
+        return mean
+    return mean / (1 + alpha * mean) if family == "negative_binomial" else 1.0
+
+
 def pearson(family: str, derived: Derivatives, eta: FloatArray, y: FloatArray, w: FloatArray | float) -> float:
     """Pearson's statistic, sum of w (y - mu)^2 / variance at dispersion 1."""
     if family == "gaussian":

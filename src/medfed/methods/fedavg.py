@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from medfed.federation.federation import Federation
 from medfed.federation.site import Site, Sites
 from medfed.federation.step import Input, Out, Step, Sum, step
-from medfed.methods.descent import descend, descend_stacked, information_weights, losses
-from medfed.methods.newton import effective_patients
+from medfed.methods.descent import descend, descend_stacked, information_weights, losses, ordinary_of
 from medfed.methods.standardise import CENTRE, SCALE, moments, standardise, standardised, standardised_stack
+from medfed.methods.weights import effective_patients
 from medfed.study import Study
 
 FloatArray = NDArray[np.float64]
@@ -40,6 +40,7 @@ def local_training(site: Site, *, model: FloatArray, centre: FloatArray, scale: 
     return Out(
         {"weighted_change": rows * (trained - model), "loss": loss, "rows": rows},
         effective_patients=float(effective_patients(information_weights(eta, site.settings["family"]))),
+        ordinary_patients=ordinary_of(eta, y, site.settings["family"]),
     )
 
 
@@ -53,6 +54,7 @@ def _(sites: Sites, *, model: FloatArray, centre: FloatArray, scale: FloatArray)
     return Out(
         {"weighted_change": rows[:, None] * (trained - model), "loss": loss, "rows": rows},
         effective_patients=effective_patients(information_weights(eta, sites.settings["family"]) * sites.mask),
+        ordinary_patients=ordinary_of(eta, y, sites.settings["family"], sites.mask),
     )
 
 

@@ -169,7 +169,7 @@ class Glm:
     site_effects: an intercept for each site, known to that site only. weights: how the study's weight counts, as
     "precision" (variance is divided by it) or "frequency" (the row stands for so many patients). covariance: model |
     HC0 | site | all. likelihood_ratio: a test of every term. l1, l2: penalty l1 x sum of absolute coefficients +
-    (l2 / 2) x sum of squares, of standardised columns, intercept free.
+    (l2 / 2) x sum of squares, of standardised numbers and of 0/1 columns as they are, intercept free.
     """
 
     formula: str = ""
@@ -372,6 +372,12 @@ class Glm:
     def _errors(self, federation: Federation, state: GlmState) -> dict[str, Any]:
         """What needs the final coefficients: sandwiches, and the gamma model's likelihood."""
         fit = state.fits["all"]
+        # Pearson's statistic of a standardised outcome; the ring's rounding alone leaves 1e-12 or so a patient.
+        if has_free_dispersion(self.family) and fit["fit"][2] < 1e-10 * fit["fit"][3]:
+            raise FederationError(
+                "the columns give the outcome of every patient without error, so that nothing is left for standard errors; "
+                "leave out the column from which the outcome was worked out"
+            )
         inputs = self._inputs(state, fit["theta"])
         found: dict[str, Any] = {}
         spread = float(fit["fit"][2] / fit["fit"][3]) if has_free_dispersion(self.family) else 1.0

@@ -277,12 +277,13 @@ class GlmFit:
             (_("Standard errors"), covariance[str(values["covariance_used"])]),
             (_("Log-likelihood"), number(values["log_likelihood"], 4)),
             (_("Deviance"), number(values["deviance"], 4)),
-            ("AIC", number(self.aic, 2)),
+            # A penalised fit has fewer degrees of freedom than coefficients, and so no AIC.
+            *([] if values["l1"] or values["l2"] else [("AIC", number(self.aic, 2))]),
             (_("Dispersion"), number(values["dispersion"], 6)),
         ]
         if values["l1"] or values["l2"]:
             penalty = f"l1 {values['l1']:g}, l2 {values['l2']:g}"
-            facts.append((_("Penalty (standardised columns)"), penalty))
+            facts.append((_("Penalty (numbers standardised, codes as 0 and 1)"), penalty))
         if values["l1"]:
             facts.append((_("Largest violation of optimality"), f"{values['kkt']:.1e}"))
         header = ["", _("estimate"), _("std. error"), "z", "P>|z|", _("95% lower"), _("95% upper")]

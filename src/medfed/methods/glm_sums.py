@@ -5,7 +5,7 @@ and information by Schur complement, which leaves the sums of the joint fit (Mur
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -15,8 +15,9 @@ from medfed.data.table import View
 from medfed.federation.site import Site
 from medfed.federation.step import Out
 from medfed.methods.design_matrix import Block, over_blocks, smallest_cell
-from medfed.methods.families import Derivatives, derivatives, pearson, shape_derivatives, site_effect
+from medfed.methods.families import Derivatives, derivatives, pearson, shape_derivatives, site_effect, weight_at
 from medfed.methods.newton import symmetric, upper
+from medfed.methods.weights import WeightSums
 
 FloatArray = NDArray[np.float64]
 S = TypeVar("S")
@@ -101,12 +102,12 @@ def weight_sums(site: Site) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class _Sums:
-    """What a block adds: score (m,), information (m, m), fit, and of its weights the sum and the sum of squares."""
+    """What a block adds: score (m,), information (m, m), fit (8,), and how much its rows weigh."""
 
     score: FloatArray
     information: FloatArray
     fit: FloatArray
-    weights: FloatArray
+    weights: WeightSums
 
 
 def accumulated(site: Site, inputs: Mapping[str, FloatArray], *, shape: bool, view: View | None = None) -> Out:
@@ -126,13 +127,14 @@ def accumulated(site: Site, inputs: Mapping[str, FloatArray], *, shape: bool, vi
         y, w = at.y, at.weight
         sums = (w * y).sum(), (w * y * y).sum()
         fit = [at.d.log_likelihood, at.d.deviance, pearson(family, at.d, at.eta, y, w), 0.0, 0.0, 0.0, *sums]
-        return _Sums(score, information, np.array(fit), np.array([weight.sum(), weight @ weight]))
+        return _Sums(score, information, np.array(fit), WeightSums.of(weight, y, w))
 
-    total = _Sums(np.zeros(m), np.zeros((m, m)), np.zeros(8), np.zeros(2))
+    total = _Sums(np.zeros(m), np.zeros((m, m)), np.zeros(8), WeightSums())
     for found in evaluated(site, inputs, sums_of, view):
-        for name in ("score", "information", "fit", "weights"):
+        for name in ("score", "information", "fit"):
             sum_of: FloatArray = getattr(total, name)
             sum_of += getattr(found, name)
+        total = replace(total, weights=total.weights + found.weights)
     score, information, fit = total.score, total.information, total.fit
     if site.settings.get("site_effects"):
         score, information = _without_intercept(score, information)
@@ -140,9 +142,23 @@ def accumulated(site: Site, inputs: Mapping[str, FloatArray], *, shape: bool, vi
     release = {"score": score[:q], "information": upper(information[:q, :q]), "fit": fit}
     if shape:
         release["shape"] = np.stack([information[q], np.append(np.zeros(q), score[q])])
-    summed, squares = total.weights
-    rests_on = summed * summed / squares if squares > 0 else np.inf
-    return Out(release, effective_patients=(rests_on, smallest_cell(site)), effective_of=(np.inf, 0))
+    return _weighed(site, release, total.weights, inputs)
+
+
+def _weighed(
+    site: Site, release: Mapping[str, FloatArray], weights: WeightSums, inputs: Mapping[str, FloatArray]
+) -> Out:
+    """The release, and how many patients it rests on."""
+    # In the outcome's own unit: what the call makes of it must not change what is ordinary.
+    middle, width = (float(value) for value in inputs["outcome"])
+    alike = weight_at(str(site.settings["family"]), middle + width * weights.mean, float(np.exp(inputs["log_alpha"])))
+    return Out(
+        release,
+        effective_patients=(weights.effective, smallest_cell(site)),
+        effective_of=(np.inf, 0),
+        # Where some of a large table's rows were looked at, they stand for the others.
+        ordinary_patients=weights.ordinary(alike, site.table.patients),
+    )
 
 
 def score_and_information(total: Mapping[str, FloatArray], m: int) -> tuple[FloatArray, FloatArray]:
@@ -170,7 +186,7 @@ def sandwich(site: Site, inputs: Mapping[str, FloatArray], *, clustered: bool) -
             each[q] = shape_derivatives(at.eta, at.y, at.weight, alpha).score
         return each
 
-    def bread_and_meat(at: At) -> FloatArray:
+    def bread_and_meat(at: At) -> tuple[FloatArray, WeightSums]:
         """(3, m, m): information, meat, and in the first row of the last the summed scores."""
         found, each = np.zeros((3, m, m)), scores(at)
         found[0, :q, :q] = _gram(at.x, at.d.observed)
@@ -181,11 +197,12 @@ def sandwich(site: Site, inputs: Mapping[str, FloatArray], *, clustered: bool) -
         if not clustered and not own:
             found[1] = _outer(site, at, each)
         found[2, 0] = each.sum(1)
-        return found
+        return found, WeightSums.of(at.d.expected, at.y, at.weight)
 
-    information, meat, sums = np.zeros((3, m, m))
-    for found in evaluated(site, inputs, bread_and_meat):
+    (information, meat, sums), weights = np.zeros((3, m, m)), WeightSums()
+    for found, of_block in evaluated(site, inputs, bread_and_meat):
         information, meat, sums = information + found[0], meat + found[1], sums + found[2]
+        weights = weights + of_block
     total = sums[0]
     if own:
         share = information[0] / information[0, 0] if information[0, 0] > 0 else np.zeros(m)
@@ -201,15 +218,12 @@ def sandwich(site: Site, inputs: Mapping[str, FloatArray], *, clustered: bool) -
     if clustered:
         meat = np.outer(total, total)
     meat = meat / float(inputs["unit"])
-    return Out(
-        {
-            "information": upper(information[:q, :q]),
-            "meat": upper(meat[:q, :q]),
-            "shape": np.stack([information[q], meat[q]]) if shape else np.zeros((2, q + 1)),
-        },
-        effective_patients=smallest_cell(site),
-        effective_of=0,
-    )
+    release = {
+        "information": upper(information[:q, :q]),
+        "meat": upper(meat[:q, :q]),
+        "shape": np.stack([information[q], meat[q]]) if shape else np.zeros((2, q + 1)),
+    }
+    return _weighed(site, release, weights, inputs)
 
 
 def _outer(site: Site, at: At, each: FloatArray) -> FloatArray:

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from medfed.federation.federation import Federation
 from medfed.federation.site import Site, Sites
 from medfed.federation.step import Out, Step, Sum, step
-from medfed.methods.descent import information_weights, mean_response, penalty_weights
+from medfed.methods.descent import information_weights, mean_response, ordinary_of, penalty_weights
 from medfed.methods.fedavg import MODEL, check_descent_settings, initial_model
-from medfed.methods.newton import effective_patients
 from medfed.methods.standardise import CENTRE, SCALE, moments, standardise, standardised, standardised_stack
+from medfed.methods.weights import effective_patients
 from medfed.study import Study
 
 FloatArray = NDArray[np.float64]
@@ -26,31 +26,38 @@ _RELEASES = {"gradient": Sum("p", limit_per_row=1000), "rows": Sum(limit_per_row
 _TAKES = {"model": MODEL, "centre": CENTRE, "scale": SCALE}
 
 
-def _gradient_sum(x: FloatArray, y: FloatArray, model: FloatArray, family: str) -> tuple[FloatArray, float]:
-    residual = mean_response(x @ model, family) - y
-    weights = information_weights(x @ model, family)
-    return residual @ x, float(min(effective_patients(np.abs(residual)), effective_patients(weights)))
+def _summed(x: FloatArray, y: FloatArray, model: FloatArray, family: str, patients: int) -> Out:
+    """Over some of a site's rows; patients: of the site, for which these rows stand."""
+    eta, rows = x @ model, float(len(y))
+    residual, weights = mean_response(eta, family) - y, information_weights(eta, family)
+    ordinary = ordinary_of(eta, y, family)
+    return Out(
+        {"gradient": residual @ x, "rows": rows},
+        effective_patients=float(min(effective_patients(np.abs(residual)), effective_patients(weights))),
+        ordinary_patients=None if ordinary is None else ordinary * (patients / rows),
+    )
 
 
 @step(takes=_TAKES, releases=_RELEASES)
 def full_gradient(site: Site, *, model: FloatArray, centre: FloatArray, scale: FloatArray) -> Out:
     """Gradient of the loss summed over the site's training rows, (p,), and rows."""
     x, y = standardised(site, centre, scale)
-    gradient, effective = _gradient_sum(x, y, model, site.settings["family"])
-    return Out({"gradient": gradient, "rows": float(len(y))}, effective_patients=effective)
+    return _summed(x, y, model, site.settings["family"], site.table.patients)
 
 
 @full_gradient.batched
 def _(sites: Sites, *, model: FloatArray, centre: FloatArray, scale: FloatArray) -> Out:
     x, y = standardised_stack(sites, centre, scale)
-    residual = (mean_response(x @ model, sites.settings["family"]) - y) * sites.mask
+    eta, family = x @ model, sites.settings["family"]
+    residual = (mean_response(eta, family) - y) * sites.mask
     gradient = (residual[:, None] @ x)[:, 0]
     return Out(
         {"gradient": gradient, "rows": sites.rows.astype(np.float64)},
         effective_patients=np.minimum(
             effective_patients(np.abs(residual)),
-            effective_patients(information_weights(x @ model, sites.settings["family"]) * sites.mask),
+            effective_patients(information_weights(eta, family) * sites.mask),
         ),
+        ordinary_patients=ordinary_of(eta, y, family, sites.mask),
     )
 
 
@@ -63,8 +70,7 @@ def batch_gradient(site: Site, *, model: FloatArray, centre: FloatArray, scale: 
         # Which rows is drawn from the site's own secret: known subsets could be subtracted down to single rows.
         rows = np.sort(site.private_rng.choice(len(y), size, replace=False))
         x, y = x[rows], y[rows]
-    gradient, effective = _gradient_sum(x, y, model, site.settings["family"])
-    return Out({"gradient": gradient, "rows": float(len(y))}, effective_patients=effective)
+    return _summed(x, y, model, site.settings["family"], site.table.patients)
 
 
 @dataclass(frozen=True)

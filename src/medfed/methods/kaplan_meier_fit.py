@@ -80,6 +80,11 @@ class KaplanMeierFit:
         cuts = np.asarray(self.result["curves"][str(self.groups.index(group))]["cuts"])
         return lowest_survival(self.curve(group), np.diff(cuts, prepend=0))
 
+    def share_left(self, group: str = "") -> FloatArray:
+        """``lowest`` over the curve (cells,): limits of the lowest curve are lower by this share, as it is itself."""
+        survival, lowest = self.curve(group).survival, self.lowest(group)
+        return np.divide(lowest, survival, out=np.zeros(len(lowest)), where=survival > 0)
+
     def name(self, group: str, lang: str = "en") -> str:
         """A group as people read it: the meaning of its code."""
         codes = self.study.variables[self.result["by"]].codes or {} if self.result["by"] else {}
@@ -123,6 +128,34 @@ class KaplanMeierFit:
         low, high = pointwise(curve, level, transform)
         times = [quantile_time(_with_survival(curve, limit)) for limit in (low, high)]
         return Estimate(quantile_time(curve), float("nan"), times[0], times[1])
+
+    def median_range(self, group: str = "", level: float = 0.95) -> tuple[FloatArray, FloatArray]:
+        """Between which times the median on the declared intervals lies, and its limits: two times each.
+
+        Where cells were merged ``median`` is the end of one, the latest time that is possible.
+        """
+        curve, lowest = self.curve(group), self.lowest(group)
+        low, high = pointwise(curve, level)
+        return (
+            np.array([self._earliest(group, lowest), quantile_time(curve)]),
+            np.array([self._earliest(group, low * self.share_left(group)), quantile_time(_with_survival(curve, high))]),
+        )
+
+    def _earliest(self, group: str, survival: FloatArray) -> float:
+        """The first declared time at which a curve with these values at the ends of its cells can have come to one half."""
+        reached = np.flatnonzero(survival <= 0.5 + 1e-12)
+        if not len(reached):
+            return float("inf")
+        cuts = np.asarray(self.result["curves"][str(self.groups.index(group))]["cuts"])
+        first = int(cuts[reached[0] - 1]) if reached[0] else 0
+        return float(cell_ends(self.study, np.array([first + 1]))[0])
+
+    def restricted_mean_range(self, group: str = "", level: float = 0.95) -> tuple[FloatArray, FloatArray]:
+        """The same of the restricted mean up to the end of the grid."""
+        mean = self.restricted_mean(group, level=level)
+        change = float(self.result["curves"][str(self.groups.index(group))]["grid_changes"][2])
+        less, more = max(change, 0.0), max(-change, 0.0)
+        return np.array([mean.value - less, mean.value + more]), np.array([mean.low - less, mean.high + more])
 
     def restricted_mean(self, group: str = "", until: float | None = None, level: float = 0.95) -> Estimate:
         """Mean time to the event up to ``until`` (the end of the grid), in the time's unit. StudyError beyond the grid."""
@@ -172,7 +205,10 @@ class KaplanMeierFit:
         return found
 
     def group_table(self, lang: str = "en") -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        """Heads and one row a group: patients, events, cells, median and restricted mean with intervals."""
+        """Heads and one row a group: patients, events, cells, median and restricted mean with intervals.
+
+        Where merging leaves open where a median or mean lies, both ends are given, and its interval holds both.
+        """
         _ = translator(lang)
         unit = self._time.unit
         heads = (
@@ -187,13 +223,14 @@ class KaplanMeierFit:
         )
         rows: list[tuple[str, ...]] = []
         for group in self.groups:
-            curve, median, mean = self.curve(group), self.median(group), self.restricted_mean(group)
+            curve = self.curve(group)
             counts = (number(float(curve.at_risk[0]), 0), number(float(curve.events.sum()), 0), str(len(curve.time)))
             # A curve of one cell falls at the end of follow-up only: it has no shape.
             figures = ("–",) * 4
             if len(curve.time) > 1:
+                (median, around), (mean, around_mean) = self.median_range(group), self.restricted_mean_range(group)
                 figures = (
-                    number(median.value, 1), _inside(median, 1, _), number(mean.value, 2), _inside(mean, 2, _),
+                    _between(median, 1, _), _limits(around, 1, _), _between(mean, 2, _), _limits(around_mean, 2, _),
                 )  # fmt: skip
             rows.append((self.name(group, lang), *counts, *figures))
         return heads, rows
@@ -242,5 +279,11 @@ def _with_survival(curve: Curve, survival: FloatArray) -> Curve:
     )  # fmt: skip
 
 
-def _inside(estimate: Estimate, digits: int, _: Translate) -> str:
-    return _("{low} to {high}").format(low=number(estimate.low, digits), high=number(estimate.high, digits))
+def _limits(ends: FloatArray, digits: int, _: Translate) -> str:
+    return _("{low} to {high}").format(low=number(float(ends[0]), digits), high=number(float(ends[1]), digits))
+
+
+def _between(ends: FloatArray, digits: int, _: Translate) -> str:
+    """One number, or two where they are not shown as the same."""
+    shown = {number(float(end), digits) for end in ends}
+    return shown.pop() if len(shown) == 1 else _limits(ends, digits, _)

@@ -17,11 +17,15 @@ from medfed.federation.federation import Federation
 from medfed.federation.site import Site, Sites
 from medfed.federation.step import Input, Out, Step, Sum, step
 from medfed.methods.standardise import CENTRE, SCALE, moments, standardise, standardised, standardised_stack
+from medfed.methods.weights import effective_patients, ordinary_patients
 from medfed.study import Study
 
 FloatArray = NDArray[np.float64]
 
 COEFFICIENTS = Input("p", limit=20.0, meaning="coefficients")
+RUNS_AWAY = (
+    "the logistic fit runs away: the outcome is separated perfectly by a feature; leave it out, or set an l2 penalty"
+)
 _TERMS = {
     "score": Sum("p", limit_per_row=50),
     "information": Sum("triangle(p)", limit_per_row=2500),
@@ -33,12 +37,6 @@ _TERMS = {
 def sigmoid(eta: FloatArray) -> FloatArray:
     """1 / (1 + exp(-eta)), without overflow."""
     return np.asarray(0.5 * (1.0 + np.tanh(0.5 * eta)))
-
-
-def effective_patients(weights: FloatArray, axis: int = -1) -> FloatArray:
-    """Kish's effective number behind weighted sums, (sum w)^2 / sum w^2: small when a few patients dominate."""
-    total, squares = weights.sum(axis), (weights * weights).sum(axis)
-    return np.asarray(np.where(squares > 0, total * total / np.where(squares > 0, squares, 1.0), 0.0))
 
 
 def upper(matrix: FloatArray) -> FloatArray:
@@ -71,6 +69,7 @@ def logistic_terms(site: Site, *, beta: FloatArray, centre: FloatArray, scale: F
             "rows": float(len(y)),
         },
         effective_patients=float(effective_patients(weights)),
+        ordinary_patients=float(ordinary_patients(weights, y)),
     )
 
 
@@ -89,6 +88,7 @@ def _(sites: Sites, *, beta: FloatArray, centre: FloatArray, scale: FloatArray) 
             "rows": sites.rows.astype(np.float64),
         },
         effective_patients=effective_patients(weights),
+        ordinary_patients=ordinary_patients(weights, y, sites.mask),
     )
 
 
@@ -159,7 +159,13 @@ class Newton:
     def advance(self, federation: Federation, state: NewtonState) -> NewtonState:
         centre, scale = (state.centre, state.scale) if state.rounds else standardise(federation)
         terms = logistic_terms if self.family == "logistic" else linear_terms
-        total = federation.sum(terms, beta=state.beta, centre=centre, scale=scale)
+        try:
+            total = federation.sum(terms, beta=state.beta, centre=centre, scale=scale)
+        except FederationError:
+            # Where the outcome is separated the weights vanish, and sites hold such sums back.
+            if self.family == "logistic" and np.abs(state.beta[1:]).max(initial=0.0) > 3 and state.change > 0.3:
+                raise FederationError(RUNS_AWAY) from None
+            raise
         p = len(state.beta)
         penalty = self.l2 * (np.arange(p) > 0)
         information = symmetric(total["information"], p)
@@ -175,10 +181,7 @@ class Newton:
         beta = state.beta + delta
         change = float(np.abs(delta).max())
         if self.family == "logistic" and np.abs(beta).max() > COEFFICIENTS.limit:
-            raise FederationError(
-                "the logistic fit runs away: the outcome is separated perfectly by a feature; "
-                "leave it out, or set an l2 penalty"
-            )
+            raise FederationError(RUNS_AWAY)
         sites = list(total.sites)
         return NewtonState(
             beta=beta,

@@ -16,8 +16,9 @@ from medfed.federation.federation import Federation
 from medfed.federation.site import Site
 from medfed.federation.step import Input, Out, Step, Sum, step
 from medfed.methods.fedavg import MODEL
-from medfed.methods.newton import effective_patients, sigmoid
+from medfed.methods.newton import sigmoid
 from medfed.methods.standardise import CENTRE, SCALE, standardised
+from medfed.methods.weights import effective_patients, ordinary_patients
 from medfed.study import Study
 
 FloatArray = NDArray[np.float64]
@@ -50,6 +51,7 @@ def line_terms(site: Site, *, model: FloatArray, centre: FloatArray, scale: Floa
     return Out(
         {"score": score, "information": information, "rows": float(len(y))},
         effective_patients=float(effective_patients(risk * (1 - risk))),
+        ordinary_patients=float(ordinary_patients(risk * (1 - risk), y)),
     )
 
 

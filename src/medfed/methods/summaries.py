@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from medfed.errors import FederationError
 from medfed.federation.gate import SMALL_COUNT
+from medfed.federation.ring import FRACTION_BITS
 from medfed.federation.site import Site
 from medfed.study import Study
 
@@ -141,6 +142,15 @@ def second_look(mean: FloatArray, variance: FloatArray) -> tuple[FloatArray, Flo
     about = np.where(np.isfinite(mean), np.clip(mean, 0.0, 1.0), 0.5)
     largest = np.nanmax(np.where(np.isfinite(variance), variance, 0.0).reshape(-1, variance.shape[-1]), axis=0)
     return about, np.clip(2.0 * np.sqrt(largest), LEAST_SCALE, 1.0)
+
+
+def variance_told(variance: FloatArray, known: FloatArray, sites: int) -> FloatArray:
+    """Variances (..., numbers) on the range from 0 to 1; NaN where the rounding of the sites' sums may change one by a millionth.
+
+    The declared range is then so wide beside the values that they look like one.
+    """
+    rounding = sites * 2.0**-FRACTION_BITS * LEAST_SCALE**2 / np.maximum(known - 1.0, 1.0)
+    return np.where(variance > 1e6 * rounding, variance, np.nan)
 
 
 def _unit(study: Study, name: str, values: FloatArray) -> FloatArray:

@@ -30,6 +30,7 @@ from medfed.methods.summaries import (
     refuse_other_sites,
     second_look,
     suppressed,
+    variance_told,
 )
 from medfed.methods.tables import Shown, text_of
 from medfed.study import Study
@@ -110,6 +111,7 @@ def summed(federation: Federation, study: Mapping[str, Any]) -> dict[str, Any]:
         about, scale = second_look(*mean_and_variance(known[0], first["powers"], about, scale))
         second = asked.sum(group_powers, about=about, scale=scale)
         mean, variance = mean_and_variance(known[0], second["powers"], about, scale)
+        variance = variance_told(variance, known[0], len(sites))
         for other in (first, second):
             refuse_other_sites(sites, list(other.sites))
     low, width = study["ranges"][:, 0], study["ranges"][:, 1] - study["ranges"][:, 0]
@@ -183,9 +185,10 @@ class TableOne:
             quartiles = {"low": low.reshape(shape), "high": high.reshape(shape)}
         by = names == study["by"]
         patients = table["levels"][:, by].sum(1) if by.any() else table["known"].max(1, initial=0.0)
-        missing = np.stack(
-            [suppressed(np.stack([table["known"][:, i], table["missing"][:, i]]), minimum)[1] for i in range(len(table["known"][0]))]
-        ).reshape(-1, len(study["groups"]))  # fmt: skip
+        missing = np.zeros((len(study["numbers"]), len(study["groups"])))
+        for index in range(len(missing)):
+            of_number = np.stack([table["known"][:, index], table["missing"][:, index]])
+            missing[index] = suppressed(of_number, minimum)[1]
         return {
             "by": study["by"],
             "groups": list(study["groups"]),

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import time
 import warnings
@@ -186,6 +187,13 @@ def test_a_sites_list_of_classes_holds_the_two_and_no_other(joined: Joined) -> N
                  "nvflare.app_common.executors.in_process_client_api_executor.InProcessClientAPIExecutor"):  # fmt: skip
         with pytest.raises(UnsafeComponentError):
             authorizer.authorize_component_config({"path": path}, workspace=workspace)
+
+
+@pytest.mark.xdist_group("network")
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="tests run in one process")
+def test_tests_of_one_network_run_in_one_process(request: pytest.FixtureRequest) -> None:
+    """They share what they bring up, and build on each other: a runner that forgets the groups must not pass unseen."""
+    assert request.node.nodeid.endswith("@network")
 
 
 # -- a real server that accepts everything ---------------------------------------------------------------------------
