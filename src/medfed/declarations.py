@@ -15,6 +15,28 @@ from medfed.errors import MedfedError
 Model = TypeVar("Model", bound=BaseModel)
 Lines = Mapping[tuple[str, ...], int]
 _MOST_PROBLEMS = 10
+NO_REFERENCES = "`&`, `*` and `!` have a meaning that is not used here; write the value out, or quote it"
+# The problems that PyYAML finds most often.
+OF_YAML = (
+    "could not find expected ':'",
+    "mapping values are not allowed here",
+    "found character {character} that cannot start any token",
+    "expected <block end>, but found {found}",
+    "found unexpected end of stream",
+    "but found another document",
+)
+# What pydantic says of a number or a length, as it stands in our sentences: for the catalogue.
+OF_PYDANTIC = (
+    "input should be greater than {bound}",
+    "input should be greater than or equal to {bound}",
+    "input should be less than {bound}",
+    "input should be less than or equal to {bound}",
+    "{kind} should have at least {least} item after validation, not {found}",
+    "{kind} should have at least {least} items after validation, not {found}",
+    "string should have at least {least} character",
+    "string should have at most {most} character",
+    "string should have at most {most} characters",
+)
 
 
 # YAML 1.2: `yes` and `no` are text, as in most code lists; so is 007, a code that a number would lose.
@@ -30,10 +52,7 @@ class _Loader(yaml.BaseLoader):
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         # One value in two places can grow without end, or contain itself; a declaration has no need of it.
         if isinstance(event, yaml.AliasEvent) or event.anchor is not None or getattr(event, "tag", None) is not None:
-            raise yaml.composer.ComposerError(
-                None, None, "`&`, `*` and `!` have a meaning that is not used here; write the value out, or quote it",
-                event.start_mark,
-            )  # fmt: skip
+            raise yaml.composer.ComposerError(None, None, NO_REFERENCES, event.start_mark)
         return super().compose_node(parent, index)
 
 

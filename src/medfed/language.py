@@ -5,103 +5,57 @@ read as it stands, so nothing is compiled; ``python -m medfed.language update`` 
 Numbers are written here too, so that every page writes them alike.
 """
 
-import ast
 import io
 import math
+import os
 import re
-import string
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 from babel.messages.catalog import Catalog
 from babel.messages.pofile import read_po, write_po
 
-from medfed.errors import LISTED, MedfedError
+from medfed.errors import MedfedError
+from medfed.sentences import messages, placeholders
+from medfed.told import retold, unclear
 
 LANGUAGES = ("en", "zh")
+ENVIRONMENT = "MEDFED_LANG"
 Translate = Callable[[str], str]
 
 _PACKAGE = Path(__file__).parent
-# Files whose public constants are sentences for people, kept apart from the place where they are translated.
-_CONSTANTS_IN = (
-    "applications/network/party.py",
-    "applications/network/walkthrough.py",
-    "engines/nvflare/certificates.py",
-    "engines/nvflare/coordinator_service.py",
-    "engines/nvflare/engine.py",
-    "engines/nvflare/guard.py",
-    "engines/nvflare/proposals.py",
-    "engines/nvflare/reasons.py",
-    "engines/site_folders.py",
-    "engines/standing.py",
-    "evaluation/alarms.py",
-    "evaluation/drift.py",
-    "evaluation/monitor.py",
-    "evaluation/report_data.py",
-    "federation/admission.py",
-    "federation/budget.py",
-    "federation/execution.py",
-    "federation/federation.py",
-    "federation/gate.py",
-    "federation/opening.py",
-    "federation/openings.py",
-    "federation/preview.py",
-    "federation/private.py",
-    "federation/secure.py",
-    "federation/secure_sentences.py",
-    "federation/secure_site.py",
-    "methods/meta_analysis.py",
-    "methods/private_describe.py",
-    "methods/private_glm.py",
-)
-# Calls whose first argument is a sentence that is translated where it is shown: what a walkthrough tells.
-_TITLED = ("Step", "Said")
-# What may fill the blank of a sentence; the blank {reasons} holds a list.
-_BLANK, _LIST = f"(?:(?!{LISTED}).)+?", ".+?"
-_CONSTANT = re.compile(r"[A-Z][A-Z0-9_]*")
+# Stands beside the sentences of a catalogue that are filled before they are translated.
+_FILLED = "filled"
 _NOT_KNOWN = "–"
+
+
+def environment_language() -> str:
+    """The language that MEDFED_LANG names; English where it names none that medfed speaks."""
+    lang = os.environ.get(ENVIRONMENT, "")
+    return lang if lang in LANGUAGES else "en"
+
+
+def check_language(lang: str) -> None:
+    """MedfedError for a language that medfed does not speak."""
+    if lang not in LANGUAGES:
+        raise MedfedError(f"there is no language {lang!r}; choose {' or '.join(LANGUAGES)}")
 
 
 @cache
 def translator(lang: str) -> Translate:
     """The function that turns an English sentence into ``lang``; a sentence without translation stays English.
 
-    A reason that was filled in elsewhere ("... the deadline of 10 minutes has passed") is known again by its constant.
-    Raises MedfedError for a language that medfed does not speak.
+    A refusal or a reason that was filled in elsewhere ("... the deadline of 10 minutes has passed") is known again by its
+    words (``told``). Raises MedfedError for a language that medfed does not speak.
     """
-    if lang not in LANGUAGES:
-        raise MedfedError(f"there is no language {lang!r}; choose {' or '.join(LANGUAGES)}")
+    check_language(lang)
     if lang == "en":
         return str
     catalog = [message for message in read_catalog(lang) if message.id and message.string]
     texts = {str(message.id): str(message.string) for message in catalog}
-    # Longest first: a sentence about a site's reason also looks like "{site} refused: {reason}".
-    filled = [
-        (_pattern(str(message.id)), str(message.string))
-        for message in sorted(catalog, key=lambda message: -len(str(message.id)))
-        if placeholders(str(message.id)) and any(place in _CONSTANTS_IN for place, _ in message.locations)
-    ]
-
-    def tell(text: str) -> str:
-        if text in texts:
-            return texts[text]
-        for pattern, translated in filled:
-            if found := pattern.fullmatch(text):
-                return translated.format(**{name: tell(value) for name, value in found.groupdict().items()})
-        parts = text.split(LISTED)
-        return LISTED.join(map(tell, parts)) if len(parts) > 1 else text
-
-    return tell
-
-
-def _pattern(sentence: str) -> re.Pattern[str]:
-    """What a sentence looks like once its blanks are filled: it may come from another process, as text."""
-    found = ""
-    for text, name, _, _ in string.Formatter().parse(sentence):
-        found += re.escape(text) + (f"(?P<{name}>{_LIST if name == 'reasons' else _BLANK})" if name else "")
-    return re.compile(found)
+    return retold(texts, {str(m.id): str(m.string) for m in catalog if _FILLED in m.auto_comments})
 
 
 def catalogue_path(lang: str) -> Path:
@@ -120,80 +74,17 @@ def read_catalog(lang: str) -> Catalog:
         raise MedfedError(f"{path}: the translations can't be read ({problem}); mend the file") from None
 
 
-def messages(package: Path = _PACKAGE) -> dict[str, tuple[str, ...]]:
-    """Every sentence to translate -> the files it stands in, file by file.
-
-    Found are ``_("...")`` in Python and Jinja templates, the constants (also in dicts and sets) of the files that keep
-    sentences apart, and
-    the first line of every step's docstring, which tells a site what leaves it.
-    """
-    found: dict[str, list[str]] = {}
-    for path in sorted([*package.rglob("*.py"), *package.rglob("templates/*.html")]):
-        name = path.relative_to(package).as_posix()
-        source = path.read_text(encoding="utf-8")
-        read = _of_python(source, name) if path.suffix == ".py" else _of_template(source)
-        for text in read:
-            places = found.setdefault(text, [])
-            if name not in places:
-                places.append(name)
-    return {text: tuple(places) for text, places in found.items()}
-
-
-def _of_python(source: str, name: str) -> Iterator[str]:
-    tree = ast.parse(source, name)
-    if name in _CONSTANTS_IN:
-        for node in tree.body:
-            target = node.targets[0] if isinstance(node, ast.Assign) else None
-            if isinstance(node, ast.Assign) and isinstance(target, ast.Name) and _CONSTANT.fullmatch(target.id):
-                yield from _sentences(node.value)
-    for call in ast.walk(tree):
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in ("_", *_TITLED):
-            argument = call.args[0] if call.args else None
-            choices = (argument.body, argument.orelse) if isinstance(argument, ast.IfExp) else (argument,)
-            for choice in choices:
-                if isinstance(choice, ast.Constant) and isinstance(choice.value, str):
-                    yield choice.value
-            if isinstance(argument, ast.JoinedStr) and call.func.id == "_":
-                raise MedfedError(f"{name}, line {call.lineno}: an f-string can't be translated; use .format after _()")
-        elif isinstance(call, ast.FunctionDef) and any(_is_step(word) for word in call.decorator_list):
-            yield meaning_of(ast.get_docstring(call))
-
-
-def _sentences(value: ast.expr) -> Iterator[str]:
-    """The sentences of a constant: a text, or those in a set, a tuple, or a dict's values."""
-    if isinstance(value, ast.Constant):
-        if isinstance(value.value, str) and " " in value.value:
-            yield value.value
-    elif isinstance(value, ast.Dict):
-        for one in value.values:
-            yield from _sentences(one)
-    elif isinstance(value, ast.Set | ast.Tuple | ast.List):
-        for one in value.elts:
-            yield from _sentences(one)
-
-
-def _is_step(decorator: ast.expr) -> bool:
-    return isinstance(decorator, ast.Call) and isinstance(decorator.func, ast.Name) and decorator.func.id == "step"
-
-
-def meaning_of(docstring: str | None) -> str:
-    """First sentence of a step's docstring: what people are told that the step does."""
-    return (docstring or "").strip().split("\n")[0]
-
-
-def _of_template(source: str) -> Iterator[str]:
-    from jinja2.ext import babel_extract
-
-    for _line, _function, text, _comments in babel_extract(io.BytesIO(source.encode()), ["_"], [], {"silent": "false"}):
-        yield str(text)
-
-
 def problems(lang: str) -> list[str]:
-    """What is wrong with a catalogue: sentences missing, empty, unsure, or with other placeholders than the English."""
+    """What is wrong with a catalogue: sentences missing, empty, unsure, or with other placeholders than the English.
+
+    And refusals that can't be known again once they are filled.
+    """
     catalog, found = read_catalog(lang), []
-    for text, places in messages().items():
+    for text, sentence in messages().items():
         message = catalog.get(text)
-        where = f"{text!r} ({', '.join(places)})"
+        where = f"{text!r} ({', '.join(sentence.places)})"
+        if sentence.is_filled and (problem := unclear(text)):
+            found.append(f"{problem}: {where}")
         if message is None or not message.string:
             found.append(f"not translated: {where}")
         elif message.fuzzy:
@@ -201,14 +92,6 @@ def problems(lang: str) -> list[str]:
         elif placeholders(text) != placeholders(str(message.string)):
             found.append(f"other placeholders than in English: {where}")
     return found
-
-
-def placeholders(text: str) -> set[str]:
-    """Names in braces that ``format`` fills, with their format; text that is no format string has none."""
-    try:
-        return {f"{name}:{spec}" for _, name, spec, _ in string.Formatter().parse(text) if name is not None}
-    except ValueError:
-        return set()
 
 
 def update(lang: str) -> tuple[int, int]:
@@ -219,12 +102,14 @@ def update(lang: str) -> tuple[int, int]:
     before = read_catalog(lang)
     after = Catalog(locale=lang, project="medfed", version="1", fuzzy=False, header_comment="# medfed")
     waiting = 0
-    for text, places in messages().items():
+    for text, sentence in messages().items():
         known = before.get(text)
         translated = str(known.string) if known is not None and known.string else ""
         waiting += not translated
         flags = {"fuzzy"} if known is not None and known.fuzzy else set()
-        after.add(text, translated, [(place, 0) for place in places], flags=flags)
+        comments = [_FILLED] if sentence.is_filled else []
+        places = [(place, 0) for place in sentence.places]
+        after.add(text, translated, places, flags=flags, auto_comments=comments)
     buffer = io.BytesIO()
     write_po(buffer, after, width=100, omit_header=False, include_lineno=False)
     lines = [line for line in buffer.getvalue().decode().split("\n") if not _DATED.match(line)]

@@ -49,12 +49,13 @@ def frames() -> Frames:
     return found
 
 
-def ask(variables: dict[str, Any], tables: Frames | None = None) -> Statistics:
+def ask(variables: dict[str, Any], tables: Frames | None = None, sums: str = "strongest") -> Statistics:
     study = study_from_dict(
         {
             "medfed": 1, "name": "shapes", "title": "t", "question": "q", "variables": variables,
             "task": {"kind": "survival" if "months" in variables else "association"},
-            "method": {"use": "medfed:medfed.methods.table_one.TableOne"}, "sites": {"invited": list(SITES)},
+            "method": {"use": "medfed:medfed.methods.table_one.TableOne"}, "sites": {"invited": list(tables or SITES), "minimum": 2},
+            "privacy": {"sums": sums, "minimum_cell": 10},
         }
     )  # fmt: skip
     return in_memory(tables or frames(), study)
@@ -182,3 +183,79 @@ def test_a_penalised_fit_has_no_aic() -> None:
     hospitals = ask(CODES | AGE)
     assert "AIC" in hospitals.glm("death ~ arm").summary()
     assert "AIC" not in hospitals.glm("death ~ arm", l1=1.0).summary()
+
+
+def weighted(value: float, ordinary: float, role: str, count: int) -> Statistics:
+    """A number of this role that ``count`` patients of each of two hospitals have, and all others the ordinary one."""
+    tables = {
+        site: frame.assign(
+            extra=np.where(np.arange(len(frame)) < count * (site in ("north", "south")), value, ordinary)
+        )
+        for site, frame in frames().items()
+    }
+    return ask(CODES | AGE | {"extra": number(0.0 if role == "offset" else 0.1, 20, role)}, tables)
+
+
+@pytest.mark.parametrize("count", [2, 100])
+@pytest.mark.parametrize(
+    ("role", "value", "ordinary", "settings"),
+    [
+        ("weight", 2.0, 1.0, {"formula": "death ~ age", "weights": "frequency"}),
+        ("offset", 1.0, 0.0, {"formula": "death ~ age + offset(extra)"}),
+    ],
+)
+def test_weights_and_offsets_of_two_values_are_no_way_round_the_minimum(
+    role: str, value: float, ordinary: float, settings: dict[str, Any], count: int
+) -> None:
+    """The sum of the weights less the rows would be how many weigh 2."""
+    with pytest.raises(FederationError, match="a cell of 'extra' has fewer patients"):
+        weighted(value, ordinary, role, count).glm(**settings)
+
+
+def test_weights_of_many_values_are_as_good_as_ever() -> None:
+    rng = np.random.default_rng(3)
+    tables = {
+        site: frame.assign(extra=rng.integers(1, 5, len(frame)).astype(float)) for site, frame in frames().items()
+    }
+    fit = ask(CODES | AGE | {"extra": number(0.1, 20, "weight")}, tables).glm("death ~ age", weights="frequency")
+    pooled = pd.concat(tables.values(), ignore_index=True)
+    pooled = pooled.loc[pooled.index.repeat(pooled["extra"].astype(int))]
+    theirs = smf.logit("y ~ age", pooled.assign(y=(pooled["death"] == "yes") * 1.0)).fit(disp=False)
+    assert np.abs(fit.params.to_numpy() - theirs.params.to_numpy()).max() < 1e-8
+
+
+@pytest.mark.parametrize("outcome", ["death", "event"])
+def test_an_event_after_the_horizon_is_none_in_any_question(outcome: str) -> None:
+    """Else deaths of Table 1 less those of the curve would be the few late ones."""
+    tables = {site: frame.rename(columns={"death": outcome}) for site, frame in frames().items()}
+    pooled = pd.concat(tables.values())
+    variables = {outcome: CODES["death"], "arm": CODES["arm"], "sex": CODES["sex"]} | AGE
+    variables |= {"months": FOLLOW_UP["months"] | {"horizon": 60}}
+    asked = ask(variables, tables)
+    late = int(((pooled[outcome] == "yes") & (pooled["months"] > 60)).sum())
+    assert late > 0
+    events = int((pooled[outcome] == "yes").sum()) - late
+    levels = asked.describe().levels()
+    assert levels.loc[(levels["variable"] == outcome) & (levels["code"] == "yes"), "patients"].tolist() == [events]
+    assert asked.km().curve().events.sum() == events
+    assert asked.cox("age").values["events"] == events
+
+
+@pytest.mark.parametrize("sums", ["strongest", "plain"])
+def test_follow_up_of_two_times_is_no_way_round_the_minimum(sums: str) -> None:
+    """The sum of follow-up would be how many were followed for longer."""
+    tables = {
+        site: frame.assign(months=np.where(np.arange(len(frame)) < 2 * (site in ("north", "south")), 24.0, 12.0))
+        for site, frame in frames().items()
+        if sums == "strongest" or len(frame) > 50
+    }
+    for months, refused in (
+        (tables, True),
+        ({s: f.assign(months=12.0 + np.arange(len(f)) % 7) for s, f in tables.items()}, False),
+    ):
+        asked = ask(CODES | AGE | FOLLOW_UP, months, sums=sums)
+        if refused:
+            with pytest.raises(FederationError, match="a cell of 'time' has fewer patients|under the minimum cell"):
+                asked.cox("age")
+        else:
+            assert asked.cox("age").values["events"] > 100

@@ -21,9 +21,9 @@ from medfed.federation.status import status_of
 from medfed.models.linear import load_model
 
 COMMAND = [sys.executable, "-c", "from medfed.cli.main import run_command; run_command()"]
-# Long enough to be met alive: 60 rounds, each on disk before it counts.
+# Long enough to be met alive, also on a busy machine: 240 rounds, each on disk before it counts.
 LONG_STUDY = STUDY.replace("newton.Newton", "fedavg.FedAvg").replace(
-    '.FedAvg"}', '.FedAvg", settings: {rounds: 60}}'
+    '.FedAvg"}', '.FedAvg", settings: {rounds: 240}}'
 ).replace("{design: cross_validation, compare: [local, federated, pooled]}", "{design: none}").replace("minimum: 2", "minimum: 3")  # fmt: skip
 
 

@@ -258,7 +258,7 @@ def test_a_column_that_is_the_same_everywhere_stops_the_run_in_a_sentence(folder
     sentence = refused("run", study, "-c", folder, "--run", "constant")
     assert " ".join(sentence.split()) == (
         "feature 'age' has the same value for every patient who was counted, or values too close together beside its declared "
-        "range, 18 to 110; narrow the range in the study to what the values can be, or leave it out of the study"
+        "range, 18 to 110; narrow the range in the study to what the values can be, or leave it out"
     )
     assert done("status", "-c", folder, "--json").json[0]["state"] == "stopped"
 

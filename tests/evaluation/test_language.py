@@ -10,7 +10,8 @@ from medfed.engines.nvflare.engine import STILL_AWAY
 from medfed.errors import LISTED, MedfedError
 from medfed.federation import gate
 from medfed.federation.federation import TOO_FEW, WITHOUT
-from medfed.language import LANGUAGES, byte_count, messages, number, percent, placeholders, problems, translator, update
+from medfed.language import LANGUAGES, byte_count, number, percent, problems, translator, update
+from medfed.sentences import Sentence, messages, placeholders
 
 
 @pytest.mark.parametrize("lang", LANGUAGES[1:])
@@ -49,7 +50,7 @@ def own_catalogue(tmp_path, monkeypatch):
         encoding="utf-8",
     )
     monkeypatch.setattr(language, "catalogue_path", lambda lang: path)
-    found = {"good {n}": ("a.py",), "bad {n:.2f}": ("a.py",), "new": ("b.py",)}
+    found = {text: Sentence((file,)) for text, file in (("good {n}", "a.py"), ("bad {n:.2f}", "a.py"), ("new", "b.py"))}
     monkeypatch.setattr(language, "messages", lambda: found)
     return path
 

@@ -14,7 +14,8 @@ from medfed.evaluation.page import Head, Section, Text, render_page
 from medfed.evaluation.quality_page import render as render_quality
 from medfed.evaluation.report import FILES, render_report, write_report
 from medfed.evaluation.report_data import plain, read_report_data
-from medfed.language import LANGUAGES, messages, number
+from medfed.language import LANGUAGES, number
+from medfed.sentences import messages
 from medfed.study import parse_study
 
 STUDY = """

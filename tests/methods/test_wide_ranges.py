@@ -102,10 +102,10 @@ def test_an_outcome_whose_range_is_too_wide_is_told(tmp_path: Path, patients: pd
 
 def test_one_value_is_not_spoken_of_where_the_rounding_can_not_hide_it() -> None:
     """Of so many patients a deviation of a ten millionth is told surely: the values differ."""
-    few = str(looks_constant("'z'", 0, 1e9, 1e-14, 1e6, 1, "formula"))
+    few = str(looks_constant("'z'", 0, 1e9, 1e-14, 1e6, 1))
     assert np.isnan(variance_told(np.array(1e-14), np.array(1e6), 1, scale=1.0))
     assert "'z' has the same value for every patient who was counted, or values too close" in few
-    assert str(looks_constant("'z'", 0, 1e9, 1e-14, 4e12, 1, "formula")).startswith("'z' has values too close")
+    assert str(looks_constant("'z'", 0, 1e9, 1e-14, 4e12, 1)).startswith("'z' has values too close")
 
 
 def test_a_method_of_one_table_refuses_nothing_for_sites_that_are_not_there(patients: pd.DataFrame) -> None:

@@ -99,7 +99,7 @@ def test_a_key_list_with_other_keys_of_the_site_itself_is_refused() -> None:
 def test_a_second_key_list_is_refused() -> None:
     case = Sum("masked words")
     other = Sum("shares")
-    with pytest.raises(PrivacyError, match="sent its shares already, for another request"):
+    with pytest.raises(PrivacyError, match="sent its sealed shares already, for another request"):
         case.sides["site000"].share(key_list(other))
 
 
@@ -114,11 +114,11 @@ def test_steps_can_not_be_skipped() -> None:
     case, late = Sum("keys"), Sum("shares to open the sum")
     request = late.coordinator.requests()["site000"]
     assert isinstance(request, SignedSurvivors)
-    with pytest.raises(PrivacyError, match="skipped a step: this site has not sent its survivors"):
+    with pytest.raises(PrivacyError, match="skipped a step: this site has not sent its signature of the survivors"):
         case.sides["site000"].unmask(request)
-    with pytest.raises(PrivacyError, match="skipped a step: this site has not sent its masked"):
+    with pytest.raises(PrivacyError, match="skipped a step: this site has not sent its masked words"):
         case.sides["site000"].sign_survivors(Survivors(case.context.digest, case.group.roster.sites))
-    with pytest.raises(PrivacyError, match="skipped a step: this site has not sent its shares"):
+    with pytest.raises(PrivacyError, match="skipped a step: this site has not sent its sealed shares"):
         case.sides["site000"].mask(delivery(Sum("masked words")), case.values["site000"])
 
 
@@ -172,7 +172,7 @@ def test_other_numbers_than_the_sum_has_are_not_masked() -> None:
 def test_a_second_survivor_set_is_refused_in_the_same_attempt() -> None:
     case = Sum("shares to open the sum")
     fewer = Survivors(case.context.digest, case.group.roster.sites[:4])
-    with pytest.raises(PrivacyError, match="sent its survivors already, for another request"):
+    with pytest.raises(PrivacyError, match="sent its signature of the survivors already, for another request"):
         case.sides["site000"].sign_survivors(fewer)
     case.go("nothing")
 
@@ -253,7 +253,7 @@ def test_shares_are_given_for_one_set_only_and_once() -> None:
     assert len(given) == 5
     again = next(m for m in case.group.heard if isinstance(m, SignedSurvivors))
     assert case.sides["site000"].unmask(again).shares.tobytes() == given[0].shares.tobytes()
-    with pytest.raises(PrivacyError, match="sent its unmasking already, for another request"):
+    with pytest.raises(PrivacyError, match="sent its shares to open the sum already, for another request"):
         case.sides["site000"].unmask(replace(again, sites=again.sites[:4]))
     # What it could give away is gone with the answer.
     assert not case.sides["site000"]._held

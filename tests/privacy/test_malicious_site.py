@@ -102,14 +102,14 @@ def test_words_of_another_type_are_refused() -> None:
 def test_a_message_out_of_turn_is_refused() -> None:
     case = Sum("shares")
     keys = case.sides[BAD].advertise()
-    case.refuses(keys, "site 'site001' sent keys while shares were asked for")
+    case.refuses(keys, "site 'site001' sent public keys while sealed shares were asked for")
 
 
 def test_a_site_that_dropped_may_not_come_back_later() -> None:
     case = Sum("shares")
     late = case.reply()
     case.go("masked words", drops={BAD: "shares"})
-    with pytest.raises(PrivacyError, match="sent shares while masked words were asked for"):
+    with pytest.raises(PrivacyError, match="sent sealed shares while masked words were asked for"):
         case.coordinator.receive(BAD, late)
 
 
@@ -131,7 +131,7 @@ def test_shares_for_another_survivor_set_are_refused() -> None:
 
 def test_a_signature_over_another_survivor_set_is_refused() -> None:
     case = Sum("a signature of the survivors")
-    case.refuses(case.resigned(case.reply(), survivors="0" * 64), "'site001' signed another survivor set")
+    case.refuses(case.resigned(case.reply(), survivors="0" * 64), "'site001' has signed another survivor set")
 
 
 def test_shares_dealt_over_another_key_list_are_refused() -> None:

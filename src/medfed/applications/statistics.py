@@ -12,7 +12,7 @@ import importlib
 import math
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -38,6 +38,8 @@ from medfed.study import Study, load_study, study_from_dict
 Settings = Mapping[str, bool | int | float | str]
 # Other names of KINDS are settings of these: one hazard for all sites is `cox` with stratified=false.
 ASKED = ("glm", "table1", "describe", "compare", "effect", "meta", "cox", "km")
+# Questions that read no weight and no offset; a weight of two values, whose sum is a count, does not stop them.
+UNWEIGHTED = ("table1", "describe", "compare", "cox", "km")
 # Why a site does not answer a question that it has not approved yet.
 NOT_APPROVED = (NO_TABLE, NO_STUDY, "the site has not approved this version of the study")
 
@@ -48,6 +50,8 @@ def question(study: Study, kind: str, settings: Settings) -> Study:
         raise StudyError(f"there are no statistics {kind!r}; choose {', '.join(ASKED)}")
     if kind in SURVIVAL:
         study, settings = _survival(study, settings)
+    if kind in UNWEIGHTED:
+        study = _as_conditions(study, [n for n, v in study.variables.items() if v.role in ("weight", "offset")])
     use = f"medfed:{KINDS[kind][0]}"
     settings = _without_defaults(KINDS[kind][0], _as_text(KINDS[kind][0], settings))
     if study.method.use == use and (
@@ -87,17 +91,21 @@ def _survival(study: Study, settings: Settings) -> tuple[Study, Settings]:
             f"a survival model is a sum of covariates of the study, as in 'age + sex', without interactions; {unknown[0]!r} is "
             f"none of {', '.join(known)}"
         )
-    if set(named) == set(known):
-        return study, rest
+    return _as_conditions(study, [name for name in known if name not in named]), rest
+
+
+def _as_conditions(study: Study, names: Sequence[str]) -> Study:
+    """The study without these variables in its sums. A patient who lacks one stays left out, as of every other question."""
+    if not names:
+        return study
     declared = study.model_dump(mode="json", exclude_none=True)
-    # The others stay, as conditions: a patient who lacks one is left out of this question as of every other.
-    for name in set(known) - set(named):
+    for name in names:
         if name == "arm":  # the study's arm alone can have this name
             del declared["variables"][name]
             continue
         declared["variables"][name] |= {"role": "cohort"}
         declared["variables"][name].pop("reference", None)
-    return study_from_dict(declared), rest
+    return study_from_dict(declared)
 
 
 def _as_text(method: str, settings: Settings) -> Settings:

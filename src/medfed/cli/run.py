@@ -11,7 +11,7 @@ import typer
 from rich.progress import Progress as Bars
 from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from medfed.cli.console import STOPPED, AsJson, Language, err, out, print_json
+from medfed.cli.console import STOPPED, AsJson, Language, err, out, print_json, say
 from medfed.errors import FederationError
 from medfed.evaluation.consortium_run import ConsortiumRun, open_engine, run_consortium
 from medfed.federation.call import Waiting
@@ -92,8 +92,6 @@ def _finish(study: Any, consortium: Path, name: str, durability: str, lang: str,
     try:
         with LiveView(lang, quiet=json) as live:
             finished = run_consortium(consortium, study, name, durability=durability, listener=live)  # type: ignore[arg-type]
-    except FederationError as problem:
-        raise FederationError(_(str(problem))) from None
     except KeyboardInterrupt:
         stopped = _("Stopped. What was finished is kept; `medfed resume {run}` goes on.")
         err.print(stopped.format(run=name), markup=False, soft_wrap=True)
@@ -184,13 +182,15 @@ def clock_time(at: float) -> str:
 def abandon(
     name: Annotated[str, typer.Argument(help="The run whose open round is given up.")],
     consortium: Consortium = Path(),
+    lang: Language = "en",
     json: AsJson = False,
 ) -> None:
     """Give up the open round of a run whose sites can't come back: what was sealed stays charged and is never read."""
     folder = consortium / "coordinator"
     states = {status.run: status.state for status in status_of(folder)}
-    if states.get(name) in ("running", "suspended", "finished"):
-        raise FederationError(f"{folder}: run {name!r} is {states[name]}, so it has no round to give up")
+    busy = {"running": "is running", "suspended": "is suspended", "finished": "is finished"}
+    if states.get(name) in busy:
+        raise FederationError(f"{folder}: run {name!r} {busy[states[name]]}, so it has no round to give up")
     store = RunnerStore(folder, read_only=True)
     study = study_from_json(store.study_text(name))
     store.close()
@@ -204,4 +204,8 @@ def abandon(
     if json:
         print_json({"run": name, "given_up": True})
         return
-    out.print(f"{name}: the open round is given up; `medfed resume {name}` asks its question anew, in the next round")
+    _ = translator(lang)
+    say(
+        _("{run}: the open round is given up; `medfed resume {run}` asks its question anew, in the next round"),
+        run=name,
+    )

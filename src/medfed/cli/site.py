@@ -66,6 +66,7 @@ def init(
     folder: Annotated[Path, typer.Argument(help="Folder to make.")],
     name: Annotated[str, typer.Option(help="The site's name, as studies invite it: a-z, 0-9, hyphen.")],
     title: Annotated[str, typer.Option(help="The institution's name for people.")] = "",
+    lang: Language = "en",
     json: AsJson = False,
 ) -> None:
     """Make a site's folder: site.yaml and policy.yaml to edit, and the site's keys (readable by you alone).
@@ -85,8 +86,9 @@ def init(
     if json:
         print_json({"site": name, "folder": str(folder), "public_key": public_hex(key)})
         return
-    out.print(f"{folder} is ready. Edit site.yaml (mapping) and policy.yaml (what may leave).", soft_wrap=True)
-    out.print(f"Public key of this site, for the coordinator: {public_hex(key)}", soft_wrap=True)
+    _ = translator(lang)
+    say(_("{folder} is ready. Edit site.yaml (mapping) and policy.yaml (what may leave)."), folder=folder)
+    say(_("Public key of this site, for the coordinator: {key}"), key=public_hex(key))
 
 
 @app.command()
@@ -269,7 +271,7 @@ def revoke(
 
 
 @app.command()
-def packages(study: StudyFile, json: AsJson = False) -> None:
+def packages(study: StudyFile, lang: Language = "en", json: AsJson = False) -> None:
     """Print version and file hash of the installed packages that a study's steps come from, to pin them in policy.yaml."""
     found = packages_of(step_names(load_study(study)))
     if json:
@@ -309,6 +311,7 @@ def verify(
     coordinator: Annotated[
         Path | None, typer.Option(help="A coordinator's folder: check against the head it holds.")
     ] = None,
+    lang: Language = "en",
     json: AsJson = False,
 ) -> None:
     """Verify the ledger: no row edited, removed or moved; with --coordinator also: none cut off at the end."""
@@ -328,7 +331,10 @@ def verify(
         print_json({"site": site.name, "rows": head.number + 1, "head": head.hash, "signature": signed.signature,
                     "epsilon": head.spent, "checked_against_coordinator": known is not None})  # fmt: skip
     else:
-        against = f", and ends at or after the head the coordinator holds (row {known.number})" if known else ""
-        out.print(
-            f"{site.name}: the ledger is whole, {head.number + 1} rows{against}. Head {head.hash[:16]}", soft_wrap=True
-        )
+        _ = translator(lang)
+        whole = _("{site}: the ledger is whole, {rows} rows. Head {head}")
+        if known:
+            whole = _(
+                "{site}: the ledger is whole, {rows} rows, and ends at or after the head the coordinator holds (row {row}). Head {head}"
+            )
+        say(whole, site=site.name, rows=head.number + 1, head=head.hash[:16], row=known.number if known else 0)

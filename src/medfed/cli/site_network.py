@@ -23,7 +23,8 @@ from medfed.federation.approval import packages_of
 from medfed.federation.policy import load_policy
 from medfed.federation.preview import preview as preview_of
 from medfed.federation.private import charges_of
-from medfed.language import Translate, meaning_of, translator
+from medfed.language import Translate, translator
+from medfed.sentences import meaning_of
 from medfed.study import Study
 
 Folder = Annotated[Path, typer.Argument(help="The site's folder (holds site.yaml).")]
@@ -275,7 +276,7 @@ def _show_proposal(box: Any, name: str, lang: str, json: bool) -> None:
             out.print(f"  {step.name.rpartition('.')[2]}: {meaning}", markup=False, soft_wrap=True)
         say(_("What would leave, and its cost, is shown once the table is built: `medfed site build {folder} {study}`."),
              folder=box.site.folder, study=study.hash[:12])  # fmt: skip
-        out.print(not_built, markup=False, soft_wrap=True)
+        out.print(_(not_built), markup=False, soft_wrap=True)
     else:
         show_preview(found, lang)
 

@@ -8,8 +8,7 @@ import typer
 from medfed.canonical import write_atomically
 from medfed.cli.console import AsJson, Language, out, print_json
 from medfed.cli.run import Consortium, LiveView
-from medfed.errors import FederationError, StudyError
-from medfed.language import translator
+from medfed.errors import StudyError
 from medfed.study import load_study
 
 WITH_FORMULA = ("glm", "effect", "meta", "cox")
@@ -60,7 +59,6 @@ def stats(
     """
     from medfed.applications.statistics import open_consortium  # pandas: half a second that no other command needs
 
-    _ = translator(lang)
     chosen: dict[str, bool | int | float | str] = dict(map(_named, setting or []))
     chosen |= {name: text for name, text in (("formula", formula or as_formula), ("family", family)) if text}
     if "formula" in chosen and kind in ("table1", "describe", "compare", "km"):
@@ -72,11 +70,8 @@ def stats(
     if plot is not None and kind == "compare":
         raise StudyError("compare has no chart; leave --plot out")
     loaded = load_study(study)
-    try:
-        with LiveView(lang, quiet=json) as live:
-            found = open_consortium(consortium, loaded, live).ask(kind, **chosen)
-    except FederationError as problem:
-        raise FederationError(_(str(problem))) from None
+    with LiveView(lang, quiet=json) as live:
+        found = open_consortium(consortium, loaded, live).ask(kind, **chosen)
     if csv is not None:
         write_atomically(csv, found.to_frame().to_csv().encode())
     if plot is not None:

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from medfed.canonical import write_atomically
-from medfed.cli.console import AsJson, Language, out, print_json
+from medfed.cli.console import AsJson, Language, out, print_json, say
 from medfed.errors import StudyError
 from medfed.evaluation.study_run import StudyRun, step_names
 from medfed.federation.packages import find_method
@@ -28,7 +28,7 @@ app = typer.Typer(
 
 StudyFile = Annotated[Path, typer.Argument(help="A study.yaml, or a folder that holds one.")]
 
-TEMPLATE = """\
+_TEMPLATE = """\
 # A study asks one question. Sites read this file, approve its hash, or refuse.
 medfed: 1
 name: {name}
@@ -104,6 +104,7 @@ def new(
     kind: Annotated[
         str, typer.Option(help="risk: predict an outcome; treatment: compare two arms; survival: time to it.")
     ] = "risk",
+    lang: Language = "en",
     json: AsJson = False,
 ) -> None:
     """Write a commented study file to start from. It passes `medfed study check` as it is."""
@@ -114,15 +115,16 @@ def new(
         raise StudyError(f"{path} exists already; nothing was changed. Choose another folder")
     name = re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-")[:50] or "my-study"
     name = name if name[0].isalpha() else f"study-{name}"
-    write_atomically(path, TEMPLATE.format(name=name, **_KINDS[kind]).encode())
+    write_atomically(path, _TEMPLATE.format(name=name, **_KINDS[kind]).encode())
     if json:
         print_json({"file": str(path), "name": name, "hash": load_study(path).hash})
     else:
-        out.print(f"{path} is written; edit it, then: medfed study check {path}", markup=False, soft_wrap=True)
+        _ = translator(lang)
+        say(_("{path} is written; edit it, then: medfed study check {path}"), path=path)
 
 
 @app.command()
-def check(study: StudyFile, json: AsJson = False) -> None:
+def check(study: StudyFile, lang: Language = "en", json: AsJson = False) -> None:
     """Read a study and say what is wrong in it, with file, line and a suggestion."""
     loaded = load_study(study)
     if problems := list(_method_problems(study, loaded)):
@@ -132,7 +134,8 @@ def check(study: StudyFile, json: AsJson = False) -> None:
             {"name": loaded.name, "hash": loaded.hash, "steps": step_names(loaded), "features": loaded.design.names}
         )
     else:
-        out.print(f"{loaded.name}: the study is well formed. Hash {loaded.hash}", soft_wrap=True)
+        _ = translator(lang)
+        say(_("{study}: the study is well formed. Hash {hash}"), study=loaded.name, hash=loaded.hash)
 
 
 def _method_problems(path: Path, study: Study) -> Iterator[str]:
@@ -152,6 +155,13 @@ def _method_problems(path: Path, study: Study) -> Iterator[str]:
         charges_of(study, StudyRun(study))
     except StudyError as problem:
         yield placed(path, str(problem))
+
+
+# As they stand beside the sentence of the package: for the catalogue.
+OTHER_METHOD = (
+    "{name} does not exist in the installed package {package}; did you mean {method}?",
+    "{name} does not exist in the installed package {package}; install a version that has it",
+)
 
 
 def _other_method(use: str) -> str:
@@ -232,7 +242,7 @@ def _declared(study: Study) -> Iterator[tuple[str, str]]:
 
 
 @app.command("hash")
-def show_hash(study: StudyFile, json: AsJson = False) -> None:
+def show_hash(study: StudyFile, lang: Language = "en", json: AsJson = False) -> None:
     """Print the hash that sites approve; comments and the order of keys don't change it."""
     loaded = load_study(study)
     if json:

@@ -28,7 +28,7 @@ from medfed.data.site_folder import SiteFolder
 from medfed.data.sources import SourceContent, read_source
 from medfed.data.stored import open_table, write_table
 from medfed.data.table import StudyTable, feature_column, is_missing
-from medfed.errors import MappingError
+from medfed.errors import LISTED, MappingError
 from medfed.study import Study
 
 __all__ = ["build_table", "check", "open_table", "pseudonym", "read_for_prediction", "read_outcomes"]
@@ -90,12 +90,22 @@ def _source_with_rows(site: SiteFolder) -> SourceContent:
     return source
 
 
+# The reasons in the sentence below, for the catalogue.
+DROPPED = (
+    "no patient identifier ({count})",
+    "another row of the same patient ({count})",
+    "{variable} is missing ({count})",
+    "{variable} is outside the study's range ({count})",
+    "outside the cohort: {variable} ({count})",
+)
+
+
 def _refuse_none_left(site: SiteFolder, study: Study, counts: Counts) -> None:
     if counts.kept:
         return
-    reasons = "; ".join(
-        [f"{reason}: {count}" for reason, count in counts.dropped.items()]
-        + [f"{name} is outside the study's range: {count}" for name, count in counts.out_of_range.items() if count]
+    reasons = LISTED.join(
+        [f"{reason} ({count})" for reason, count in counts.dropped.items()]
+        + [f"{name} is outside the study's range ({count})" for name, count in counts.out_of_range.items() if count]
     )
     raise MappingError(
         f"site {site.name!r}: none of {counts.read} rows is left for study {study.name!r} ({reasons}); check the mapping"

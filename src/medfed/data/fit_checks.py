@@ -17,7 +17,9 @@ _FORMATS = (
     "%Y年%m月%d日", "%d.%m.%y", "%m/%d/%y", "%d/%m/%y", "%d-%b-%y", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S",
     "%d.%m.%Y %H:%M", "%m/%d/%Y %H:%M",
 )  # fmt: skip
-_NO_DATE = "no known date"
+NO_DATE = "no known date"
+# What a column mixes, in the sentence below, for the catalogue.
+MIXED = ("{count} like {kind}", "{count} like no known date")
 _DECIMAL_COMMA = re.compile(r"[+-]?[0-9]*,[0-9]+")
 
 
@@ -106,7 +108,10 @@ def _not_dates(
         )
     seen = date_formats_of(every, reading.formats)
     kinds = ", ".join(f"{count} like {kind}" for kind, count in seen.most_common(4))
-    mixed = f"the column mixes formats ({kinds})" if len(seen) > 1 else f"they look like {next(iter(seen))}"
+    if len(seen) > 1:
+        mixed = f"the column mixes formats ({kinds})"
+    else:
+        mixed = "they look like no known date" if NO_DATE in seen else f"they look like {next(iter(seen))}"
     return (
         f"{head} are not {declared} ({_examples(list(bad), 3)}); {mixed}.\n"
         f'  Export one format and declare it as date_format in {where} (a list, ["%Y-%m-%d", "%d.%m.%Y"], where no text '
@@ -130,7 +135,7 @@ def date_formats_of(texts: Mapping[str, int], declared: tuple[str, ...] = ()) ->
         of_declared = [pattern for pattern in patterns if pattern in declared]
         most = max((reads[pattern] for pattern in patterns), default=0)
         best = of_declared[:1] or [pattern for pattern in patterns if reads[pattern] == most]
-        seen[" or ".join(best) or _NO_DATE] += texts[text]
+        seen[" or ".join(best) or NO_DATE] += texts[text]
     return seen
 
 

@@ -1,5 +1,7 @@
 """Times to an event in a study table: which are refused, and how they are cut at the study's horizon."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -36,6 +38,12 @@ def cut_times(study: Study, times: FloatArray) -> FloatArray:
     return np.minimum(times, study.variables[study.time or ""].last_time)
 
 
-def events_in_time(study: Study, times: FloatArray, outcome: FloatArray) -> FloatArray:
-    """1 where the event came (outcome 1) and by the horizon, else 0: (n,)."""
-    return np.asarray(outcome * (times <= study.variables[study.time or ""].last_time), dtype=np.float64)
+def codes_in_time(study: Study, times: FloatArray, codes: NDArray[Any]) -> NDArray[Any]:
+    """Codes of the outcome (n,), that of no event where the event came after the horizon.
+
+    So every question of a study counts the same events: two counts would differ by those few.
+    """
+    variable = study.variables[study.outcome]
+    event = list(variable.codes or ()).index(variable.event or "")
+    late = (codes == event) & (times > study.variables[study.time or ""].last_time)
+    return np.where(late, 1 - event, codes)

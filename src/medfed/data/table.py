@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from medfed.data.follow_up import cut_times, events_in_time, refuse_times_off_grid
+from medfed.data.follow_up import codes_in_time, cut_times, refuse_times_off_grid
 from medfed.data.parts import PARTS, assign_parts, keyed_order
 from medfed.errors import MappingError
 from medfed.study import Column, Study
@@ -87,7 +87,8 @@ class View:
     def arrays(self, *names: str) -> tuple[NDArray[Any], ...]:
         """ "features" (n, p) in the study's units, intercept 1, indicators 0/1, missing numbers NaN; "outcome" (n,)
         float, an event is 1; "arm" (n,) level index, the reference 0; "fold" (n,); or any variable by name. In a
-        survival study "time" (n,) in its unit, cut at the horizon, and "event" (n,) 1 where the event came by then.
+        survival study "time" (n,) in its unit, cut at the horizon, and "event" (n,) 1 where the event came by then; an
+        event that came later is none in the outcome either.
 
         MappingError where one would take more than ``ARRAYS_AT_MOST`` bytes: use ``batches``.
         """
@@ -321,6 +322,8 @@ def sources_of(study: Study, name: str) -> tuple[str, ...]:
     """The stored columns that a column is made from. MappingError where there is no such column."""
     if name == "features":
         return tuple(dict.fromkeys(column.variable for column in study.design.columns if column.variable)) or ("fold",)
+    if study.time and name in ("outcome", study.outcome) and name != "event":
+        return (study.outcome, study.time)
     if name == "outcome":
         return (study.outcome,)
     if name == "arm" and study.arm:
@@ -335,10 +338,12 @@ def sources_of(study: Study, name: str) -> tuple[str, ...]:
 def derived_column(study: Study, name: str, stored: Stored) -> NDArray[Any]:
     """A column (see ``View.arrays``) of whichever rows ``stored`` gives. A variable's own name gives it as stored."""
     first = stored(sources_of(study, name)[0])
-    if study.time and name in ("time", "event"):
-        if name == "time":
-            return cut_times(study, first)
-        return events_in_time(study, first, derived_column(study, "outcome", stored))
+    if study.time and name == "time":
+        return cut_times(study, first)
+    if study.time and name == "event":
+        return derived_column(study, "outcome", stored)
+    if study.time and name in ("outcome", study.outcome):
+        first = codes_in_time(study, stored(study.time), first)
     if name in study.variables and name not in ("outcome", "arm", "features"):
         return first
     if name == "outcome":

@@ -9,7 +9,8 @@ from medfed.evaluation.page import Block, Heading, Notice, Section, Tabled, Text
 from medfed.evaluation.report_data import ReleaseShown
 from medfed.evaluation.report_labels import Labels
 from medfed.federation.packages import find_step
-from medfed.language import byte_count, meaning_of, number
+from medfed.language import byte_count, number
+from medfed.sentences import meaning_of
 
 
 def leaving_section(labels: Labels) -> Section:

@@ -105,14 +105,11 @@ def _factors(view: View, study: Study, only: Sequence[str] | None = None) -> dic
 
     Codes; of numbers: known or missing, and their values where these are few, else the commonest value against the rest.
     """
-    names = [column.variable for column in study.design.columns if column.variable]
-    names += [name for name in (study.outcome, study.arm) if name]
     factors = {}
     numbers = number_levels(
-        view,
-        [n for n in dict.fromkeys(names) if study.variables[n].type == "number" and (only is None or n in only)],
+        view, [n for n in study.counted if study.variables[n].type == "number" and (only is None or n in only)]
     )
-    for name in dict.fromkeys(names):
+    for name in study.counted:
         if study.variables[name].type == "number" and name not in numbers:
             continue
         if name not in numbers:
@@ -133,6 +130,10 @@ def _factors(view: View, study: Study, only: Sequence[str] | None = None) -> dic
             factors[name] = (codes, len(found.values) + 1)
         elif found.values:
             factors[name] = ((values == found.values[0]).astype(np.int64), 2)
+    # Of two times the sum of follow-up is a count; that many are followed to one end is no secret.
+    if study.time and (only is None or "time" in only) and (found := number_levels(view, ["time"])["time"]).all_values:
+        (times,) = view.arrays("time")
+        factors["time"] = (np.searchsorted(found.values, times), len(found.values) + 1)
     return factors
 
 

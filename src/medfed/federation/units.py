@@ -104,10 +104,8 @@ class Factor:
 
 def factors_of(study: Study) -> tuple[Factor, ...]:
     """Every variable whose products are counts, in the study's order."""
-    names = [column.variable for column in study.design.columns if column.variable]
-    names += [name for name in (study.outcome, study.arm) if name]
     found = []
-    for name in dict.fromkeys(names):
+    for name in study.counted:
         variable = study.variables[name]
         told = name in (study.outcome, study.arm)
         if variable.type == "code":
@@ -116,6 +114,8 @@ def factors_of(study: Study) -> tuple[Factor, ...]:
             found.append(Factor(name, "binary", 4, False))
         else:
             found.append(Factor(name, "number", 3, False))
+    if study.time:  # of two times, the sum of follow-up is a count
+        found.append(Factor("time", "number", 3, False))
     return tuple(found)
 
 

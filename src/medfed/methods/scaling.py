@@ -160,7 +160,7 @@ def scaling(federation: Any, formula: Formula, *, exact: bool) -> Scaling:
             raise FederationError(f"{name!r} is missing for every patient who was counted; leave it out of the formula")
         if not deviation[index] > 1e-7:  # of the declared range; the ring's rounding alone gives 1e-8
             raise looks_constant(
-                repr(name), low[index], high[index], deviation[index] ** 2, known[index], len(total.sites), "formula"
+                repr(name), low[index], high[index], deviation[index] ** 2, known[index], len(total.sites)
             )
     centre = np.where(numeric, low + middle * (high - low), 0.0)
     scale = np.where(numeric, deviation * (high - low), 1.0)

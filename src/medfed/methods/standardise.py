@@ -62,7 +62,7 @@ def centre_and_scale(
             )
         if not deviation[index] > 1e-6:  # of the declared range; the ring's rounding alone gives 1e-7
             raise looks_constant(
-                f"feature {name!r}", low[index], high[index], deviation[index] ** 2, known[index], sites, "study"
+                f"feature {name!r}", low[index], high[index], deviation[index] ** 2, known[index], sites
             )
     centre = np.where(numeric, low + mean * (high - low), 0.0)
     scale = np.where(numeric, deviation * (high - low), 1.0)

@@ -24,16 +24,14 @@ Ranges = Mapping[str, tuple[float, float]]
 LEAST_DEVIATION = 1 / 500
 
 
-def looks_constant(
-    name: str, low: float, high: float, variance: float, known: float, sites: int, where: str
-) -> FederationError:
-    """The sentence for a column whose deviation is lost in the rounding. variance: on the range from 0 to 1; where: study or formula."""
+def looks_constant(name: str, low: float, high: float, variance: float, known: float, sites: int) -> FederationError:
+    """The sentence for a column whose deviation is lost in the rounding. variance: on the range from 0 to 1."""
     # Sums were taken about the range's end, on the range itself.
     told = np.isfinite(variance_told(np.array(variance), np.array(known), sites, scale=1.0))
     one_value = "" if told else "the same value for every patient who was counted, or "
     return FederationError(
         f"{name} has {one_value}values too close together beside its declared range, {low:g} to {high:g}; narrow the range in the "
-        f"study to what the values can be, or leave it out of the {where}"
+        f"study to what the values can be, or leave it out"
     )
 
 
@@ -50,9 +48,10 @@ def refuse_blown_up(
     if (largest <= LARGEST_FEATURE).all():
         return
     worst = int(largest.argmax())
+    name, bottom, top, deviation = names[worst], low[worst], high[worst], scale[worst]
     raise FederationError(
-        f"the declared range of {names[worst]!r}, {low[worst]:g} to {high[worst]:g}, is too wide beside its values, whose standard "
-        f"deviation is about {scale[worst]:.2g}; narrow the range in the study to what the values can be, or leave it out"
+        f"the declared range of {name!r}, {bottom:g} to {top:g}, is too wide beside its values, whose standard deviation is about "
+        f"{deviation:.2g}; narrow the range in the study to what the values can be, or leave it out"
     )
 
 

@@ -38,6 +38,17 @@ Signed = Keys | Shares | Masked | SurvivorSignature | Unmasking | CountSignature
 S = TypeVar("S", Keys, Shares, Masked, SurvivorSignature, Unmasking, CountSignature)
 
 
+# What a site signs, as a refusal calls it.
+_IN_WORDS = {
+    "keys": "public keys",
+    "shares": "sealed shares",
+    "masked words": "masked words",
+    "survivors": "signatures of the survivors",
+    "shares given back": "shares given back",
+    "count": "signatures of the count",
+}
+
+
 def words_of(message: Signed) -> tuple[str, tuple[str | bytes, ...]]:
     """Kind and content that a site's signature covers; the context's digest is always among them."""
     match message:
@@ -73,21 +84,23 @@ def check_signature(message: Signed, context: Context, roster: Roster) -> None:
     kind, parts = words_of(message)
     if not is_signed(public, raw(message.signature), kind, *parts):
         raise PrivacyError(
-            f"{kind} under the name of site {site!r} are not signed by its key: forged, or changed on the way", (site,)
+            f"{_IN_WORDS[kind]} under the name of site {site!r} are not signed by its key: forged, or changed on the way",
+            (site,),
         )
 
 
 def check_context(message: Message, context: Context, site: str = "") -> None:
     """Raises PrivacyError for a message of another sum, round or attempt, such as one that is replayed."""
     if getattr(message, "context", None) != context.digest:
-        of, source = (f" of site {site!r}", (site,)) if site else ("", ())
+        of = f" of site {site!r}" if site else ""
+        source = (site,) if site else ()
         raise PrivacyError(f"a message{of} belongs to another sum, round or attempt; it was not used", source)
 
 
 def check_keys(keys: Keys, context: Context, roster: Roster) -> None:
     """One site's keys: shapes, signature, no point of small order. Raises PrivacyError naming the site."""
-    for what, array in (("channel key", keys.channel_key), ("mask key", keys.mask_key)):
-        expect_array(array, (KEY_BYTES,), np.uint8, f"the bytes of the {what}", keys.site)
+    expect_array(keys.channel_key, (KEY_BYTES,), np.uint8, "the bytes of the channel key", keys.site)
+    expect_array(keys.mask_key, (KEY_BYTES,), np.uint8, "the bytes of the mask key", keys.site)
     expect_array(keys.seed_commitment, (KEY_BYTES,), np.uint8, "the bytes of the seed commitment", keys.site)
     check_signature(keys, context, roster)
     if is_small_order(raw(keys.channel_key)) or is_small_order(raw(keys.mask_key)):

@@ -59,6 +59,7 @@ _STAGES: dict[type[Reply], str] = {
     Unmasking: "shares to open the sum",
     CountSignature: "a signature of the count",
 }
+_IN_WORDS = {"keys": "public keys", "shares": "sealed shares"}
 _NOTHING = np.empty(0, np.int64)
 
 
@@ -116,7 +117,7 @@ class CoordinatorSide:
     def total(self) -> IntArray:
         """The sum of the survivors' words, modulo 2**64: (m,) int64. Raises PrivacyError before it is opened."""
         if self._waits not in (None, CountSignature):
-            raise PrivacyError(f"the sum is not open yet: the coordinator waits for {self.stage}")
+            raise PrivacyError(f"the sum is not open yet: the coordinator waits for {_in_words(self.stage)}")
         return self._total
 
     @property
@@ -151,8 +152,8 @@ class CoordinatorSide:
         Raises PrivacyError naming the culprit, and counts nothing of the reply, when it is not what was asked for.
         """
         if type(reply) is not self._waits:
-            sent = _STAGES.get(type(reply), "something")
-            raise PrivacyError(f"site {sender!r} sent {sent} while {self.stage} were asked for", (sender,))
+            sent = _in_words(_STAGES.get(type(reply), "another message"))
+            raise PrivacyError(f"site {sender!r} sent {sent} while {_in_words(self.stage)} were asked for", (sender,))
         if reply.site != sender:
             raise PrivacyError(f"site {sender!r} sent a message under the name of {reply.site!r}", (sender,))
         match reply:
@@ -217,15 +218,15 @@ class CoordinatorSide:
 
     def _may_send(self, sender: str, among: Container[str], sent: Container[str]) -> None:
         if sender not in among:
-            raise PrivacyError(f"site {sender!r} was not asked for {self.stage}", (sender,))
+            raise PrivacyError(f"site {sender!r} was not asked for {_in_words(self.stage)}", (sender,))
         if sender in sent:
-            raise PrivacyError(f"site {sender!r} sent {self.stage} twice; the first stands", (sender,))
+            raise PrivacyError(f"site {sender!r} sent {_in_words(self.stage)} twice; the first stands", (sender,))
 
     def _enough(self, replies: Mapping[str, Reply]) -> None:
         if len(replies) < self.roster.quorum:
             missing = ", ".join(site for site in self._asked if site not in replies)
             raise PrivacyError(
-                f"{len(replies)} of {len(self.roster.sites)} sites sent {self.stage}, the secure sum needs "
+                f"{len(replies)} of {len(self.roster.sites)} sites sent {_in_words(self.stage)}, the secure sum needs "
                 f"{self.roster.quorum}; missing: {missing}"
             )
 
@@ -246,7 +247,7 @@ class CoordinatorSide:
     def _check_named(self, reply: SurvivorSignature | CountSignature, named: str, due: str, what: str) -> None:
         check_signature(reply, self.context, self.roster)
         if named != due:
-            raise PrivacyError(f"site {reply.site!r} signed {what}", (reply.site,))
+            raise PrivacyError(f"site {reply.site!r} has signed {what}", (reply.site,))
 
     def _check_unmasking(self, reply: Unmasking) -> None:
         site, alive = reply.site, frozenset(self._survivors)
@@ -276,3 +277,8 @@ class CoordinatorSide:
         )  # fmt: skip
         if self.context.purpose == "count":
             self._count = unsigned_count(self.context, self._listed, self._survivors, self._total)
+
+
+def _in_words(stage: str) -> str:
+    """What is waited for in a stage, as a refusal calls it."""
+    return _IN_WORDS.get(stage, stage)

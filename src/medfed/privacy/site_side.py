@@ -67,6 +67,15 @@ from medfed.privacy.signatures import public_hex
 
 Remember = Callable[[str, tuple[str, ...]], tuple[str, ...]]
 R = TypeVar("R", bound=Reply)
+# What a site sends in each stage, as a refusal calls it.
+_SENT = {
+    "keys": "public keys",
+    "shares": "sealed shares",
+    "masked": "masked words",
+    "survivors": "signature of the survivors",
+    "unmasking": "shares to open the sum",
+    "count": "signature of the count",
+}
 
 
 class SiteSide:
@@ -356,13 +365,15 @@ class SiteSide:
 
     def _after(self, stage: str) -> None:
         if stage not in self._replies:
-            raise PrivacyError(f"the coordinator skipped a step: this site has not sent its {stage}")
+            raise PrivacyError(f"the coordinator skipped a step: this site has not sent its {_SENT[stage]}")
 
     def _once(self, stage: str, asked: str, make: Callable[[], R]) -> R:
         if stage in self._replies:
             before, reply = self._replies[stage]
             if before != asked:
-                raise PrivacyError(f"this site has sent its {stage} already, for another request; it does so once")
+                raise PrivacyError(
+                    f"this site has sent its {_SENT[stage]} already, for another request; it does so once"
+                )
             return cast(R, reply)
         reply = make()
         self._replies[stage] = asked, reply

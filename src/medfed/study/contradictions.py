@@ -41,6 +41,12 @@ def _variables(study: "Study") -> Iterator[str]:
         yield "variables: no variable has `role: outcome`; give one"
     elif study.variables[study.outcome].type == "code" and len(study.variables[study.outcome].codes or ()) != 2:
         yield f"variables.{study.outcome}.codes: an outcome of type code has two codes, the event and the other"
+    elif (
+        study.time
+        and study.outcome == "event"
+        and next(iter(study.variables["event"].codes or ())) == study.variables["event"].event
+    ):
+        yield "variables.event.codes: an outcome that is called event has its event last; turn the codes round, or give it another name"
     if study.arm and study.variables[study.arm].type != "code":
         yield f"variables.{study.arm}.type: an arm is of type code"
 

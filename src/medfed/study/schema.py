@@ -272,6 +272,14 @@ class Study(Declared):
         return self._with_role("weight")
 
     @cached_property
+    def counted(self) -> tuple[str, ...]:
+        """Names of the variables of which a sum may be a count: of features, outcome, arm, weights and offsets."""
+        names = [column.variable for column in self.design.columns if column.variable]
+        names += [name for name in (self.outcome, self.arm) if name]
+        names += [name for name, variable in self.variables.items() if variable.role in ("weight", "offset")]
+        return tuple(dict.fromkeys(names))
+
+    @cached_property
     def covariates(self) -> tuple[str, ...]:
         """Names of the covariates, in the study's order."""
         return tuple(name for name, variable in self.variables.items() if variable.role == "covariate")
@@ -306,7 +314,7 @@ class Study(Declared):
     def numbers(self) -> tuple[str, ...]:
         """Names of the numbers that are described, in the study's order: the outcome and covariates.
 
-        Of others (a cohort's, an offset, a weight, a time) sites do not look whether their few values make sums counts.
+        Of a cohort's and of times sites do not look whether their few values make sums counts.
         """
         return tuple(
             name

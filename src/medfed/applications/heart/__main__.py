@@ -6,6 +6,7 @@ from pathlib import Path
 from medfed.applications.heart.exports import SPLIT, build_and_approve, prepare, read_study
 from medfed.applications.indomethacin.examples import example
 from medfed.errors import MedfedError
+from medfed.language import environment_language, translator
 
 
 def main(data: Path, folder: Path) -> None:
@@ -23,4 +24,4 @@ if __name__ == "__main__":
     try:
         main(Path(sys.argv[1]), Path(sys.argv[2]))
     except MedfedError as problem:
-        sys.exit(str(problem))
+        sys.exit(translator(environment_language())(str(problem)))

@@ -45,7 +45,9 @@ class Party:
         """Wait for a command; its output. MedfedError with what it said when it failed."""
         shown, said = process.communicate(timeout=600)
         if process.returncode != 0:
-            raise MedfedError(f"{self.name}: {what} failed: {said.decode(errors='replace').strip()[-600:]}")
+            raise MedfedError(
+                f"{self.name}: {what} ended with an error: {said.decode(errors='replace').strip()[-600:]}"
+            )
         return shown.decode()
 
     def type(self, *command: str, module: str = "medfed") -> str:

@@ -10,6 +10,7 @@ from medfed.engines.nvflare.parts import ALL_AT_MOST
 from medfed.language import Translate
 
 State = Literal["ok", "warning", "failed", "skipped"]
+_TOLD = ("reason", "problem", "error")
 
 
 def _(text: str) -> str:
@@ -21,7 +22,7 @@ def _(text: str) -> str:
 class Finding:
     """One check's result. what, remedy: a sentence each, which ``values`` fill; remedy is "" where nothing is to do.
 
-    A value named ``reason`` is one of medfed's own sentences and is translated as well.
+    What is told of a reason, a problem or an error may be a sentence of medfed's own, and is translated as well.
     """
 
     name: str
@@ -37,10 +38,8 @@ class Finding:
         return self._filled(self.remedy, translate)
 
     def _filled(self, text: str, translate: Translate) -> str:
-        values = dict(self.values)
-        if "reason" in values:
-            values["reason"] = translate(str(values["reason"]))
-        return translate(text).format(**values)
+        told = {name: translate(str(value)) for name, value in self.values.items() if name in _TOLD}
+        return translate(text).format(**{**self.values, **told})
 
 
 @dataclass(frozen=True)
