@@ -129,8 +129,11 @@ def validate(model: type[Model], raw: Mapping[str, Any], lines: Lines, source: s
 
 def _sentences(problem: ValidationError, lines: Lines, source: str, model: type[BaseModel]) -> Iterator[str]:
     told: set[tuple[str, ...]] = set()
+    infinite = {error["loc"][:-1] for error in problem.errors() if error["type"] == "finite_number"}
     for error in problem.errors():
         path = [str(word) for word in error["loc"]]
+        if error["type"] != "finite_number" and error["loc"][:-1] in infinite and path[-1] in _KINDS:
+            continue  # of all kinds of value that were possible here, it is a number
         if error["type"] == "string_type" and isinstance(error["input"], dict) and path[-1].endswith("str"):
             continue  # a text or a group of keys was possible, and these are keys: only what is wrong with them is told
         for message in error["msg"].removeprefix("Value error, ").split("\n"):
@@ -154,7 +157,7 @@ def _sentences(problem: ValidationError, lines: Lines, source: str, model: type[
 def _keys_of(path: Sequence[str], lines: Lines) -> list[str]:
     """The keys of the file in a path: pydantic also names the kind of value that it tried ("title.str")."""
     if not lines:
-        return list(path)
+        return list(path[:-1] if path and path[-1] in _KINDS else path)
     keys: list[str] = []
     for word in path:
         if (*keys, word) in lines:
@@ -162,6 +165,7 @@ def _keys_of(path: Sequence[str], lines: Lines) -> list[str]:
     return keys
 
 
+_KINDS = ("bool", "int", "float", "str")
 _EXPECTED = {
     "string_type": "text is expected here; put it in quotes",
     "tuple_type": "a list is expected here; put it in square brackets",
@@ -170,7 +174,7 @@ _EXPECTED = {
     "model_type": "`key: value` lines are expected here",
     "float_type": "a number is expected here",
     "float_parsing": "a number is expected here",
-    "finite_number": "a number is expected here, and infinity is none",
+    "finite_number": "a number is expected here, and neither infinity nor nan is one",
     "int_type": "a whole number is expected here",
     "int_parsing": "a whole number is expected here",
     "int_from_float": "a whole number is expected here",

@@ -11,7 +11,7 @@ from lifelines import KaplanMeierFitter
 from lifelines.utils import median_survival_times, restricted_mean_survival_time
 
 from medfed.applications.statistics import Statistics, in_memory, question
-from medfed.errors import FederationError
+from medfed.errors import FederationError, MappingError
 from medfed.study import study_from_dict
 
 Frames = dict[str, pd.DataFrame]
@@ -102,7 +102,28 @@ def test_a_formula_of_some_covariates_leaves_the_patients_as_they_are() -> None:
     )
     assert [column.name for column in asked.design.columns] == ["intercept", "sex=m"]
     assert question(study, "cox", {"formula": "treatment + sex"}).variables["treatment"].role == "arm"
-    assert "arm" not in question(ask(CODES | FOLLOW_UP | AGE).study, "cox", {"formula": "sex"}).variables
+    named = question(ask(CODES | FOLLOW_UP | AGE).study, "cox", {"formula": "sex"})
+    assert (named.variables["arm"].role, named.arm) == ("cohort", None)
+    assert [column.name for column in named.design.columns] == ["intercept", "sex=m"]
+
+
+@pytest.mark.parametrize("name", ["arm", "treatment"])
+def test_the_arm_stays_a_condition_of_a_model_without_it(name: str) -> None:
+    """Whatever the arm is called. Tables in memory may lack no value of it; sites leave such rows out when they build."""
+    tables = {site: frame.rename(columns={"arm": name}) for site, frame in frames().items()}
+    variables = {name if each == "arm" else each: v for each, v in (CODES | FOLLOW_UP | AGE).items()}
+    fit = ask(variables, tables).cox("sex")
+    rows = pooled()
+    model = sm.PHReg(
+        rows["months"], (rows["sex"] == "m").to_numpy(float)[:, None], rows["event"], ties="efron",
+        strata=pd.factorize(pd.Series(np.repeat(list(SITES), list(SITES.values()))))[0],
+    )  # fmt: skip
+    oracle = model.fit(disp=0)
+    assert abs(fit.to_frame()["coef"].iloc[0] - oracle.params[0]) / oracle.bse[0] < 1e-8
+    lacking = {site: frame.assign(**{name: [None, *frame[name][1:]]}) for site, frame in tables.items()}
+    for formula in ("sex", f"{name} + sex"):
+        with pytest.raises(MappingError, match=f"variable '{name}': 1 of"):
+            ask(variables, lacking).cox(formula)
 
 
 def test_a_study_with_follow_up_has_a_table_one_a_description_and_models() -> None:
@@ -126,7 +147,7 @@ def test_a_number_whose_few_values_no_site_judges_is_not_described(role: str) ->
     assert list(hospitals.describe().to_frame().index) == ["age"]
     for found in (hospitals.table1(), hospitals.compare()):
         assert "rare" not in set(found.to_frame()["variable"])
-    with pytest.raises(FederationError, match="a cell of 'rare' has fewer patients"):
+    with pytest.raises(FederationError, match="a cell of 'rare' has fewer patients|'rare' takes one or two values"):
         ask(CODES | AGE | {"rare": number(low, low + 1.0)}, tables).describe()
 
 
@@ -208,7 +229,10 @@ def test_weights_and_offsets_of_two_values_are_no_way_round_the_minimum(
     role: str, value: float, ordinary: float, settings: dict[str, Any], count: int
 ) -> None:
     """The sum of the weights less the rows would be how many weigh 2."""
-    with pytest.raises(FederationError, match="a cell of 'extra' has fewer patients"):
+    with pytest.raises(
+        FederationError,
+        match="'extra' takes one or two values for nearly everybody|a cell of 'extra' has fewer patients",
+    ):
         weighted(value, ordinary, role, count).glm(**settings)
 
 
@@ -255,7 +279,9 @@ def test_follow_up_of_two_times_is_no_way_round_the_minimum(sums: str) -> None:
     ):
         asked = ask(CODES | AGE | FOLLOW_UP, months, sums=sums)
         if refused:
-            with pytest.raises(FederationError, match="a cell of 'time' has fewer patients|under the minimum cell"):
+            with pytest.raises(
+                FederationError, match="'time' takes one or two values for nearly everybody|under the minimum cell"
+            ):
                 asked.cox("age")
         else:
             assert asked.cox("age").values["events"] > 100

@@ -83,6 +83,17 @@ def test_a_plan_of_a_method_without_bounds_is_refused_by_name(tmp_path: Path) ->
     assert "PrivateGLM" in said
 
 
+def test_a_plan_does_not_speak_of_an_epsilon_that_the_study_lacks(tmp_path: Path) -> None:
+    """The options name it; in the file there is none to remove."""
+    plain = STUDY.replace("{design: cross_validation, compare: [local, federated, pooled]}", "{design: none}")
+    for text in (plain, plain.replace("privacy: {sums: plain}", "privacy: {sums: plain}\nprotects: none")):
+        (tmp_path / "study.yaml").write_text(text, encoding="utf-8")
+        said = refused("privacy", "plan", tmp_path, "--epsilon", "1")
+        assert "with epsilon 1" in said
+        assert "remove" not in said
+        assert "has an epsilon" not in said
+
+
 def test_a_plan_says_where_there_is_no_secure_total(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(PRIVATE, encoding="utf-8")
     found = done("privacy", "plan", tmp_path, "--epsilon", "1", "--sites", "2", "--json").json
@@ -230,6 +241,10 @@ def test_the_budget_says_what_was_spent_and_what_is_left(folder: Path) -> None:
     root = ElementTree.fromstring(plot.read_text())
     assert root.tag.endswith("svg")
     assert "spent" in "".join(root.itertext())
+    left = float(root.attrib["viewBox"].split()[0])
+    (label,) = [each for each in root.iter() if each.text == "ε"]
+    assert left < -10, "no letter at the edge of a file that stands alone"
+    assert float(label.attrib["x"]) == 0
     shown = done("privacy", "budget", site).out
     assert "three-sites" in shown
     assert "Spent over all studies: epsilon" in " ".join(shown.split())
@@ -268,7 +283,7 @@ def test_the_report_of_a_private_run_shows_noisy_figures_and_no_number_of_patien
             assert f'"{part}": 1' not in text, site
     for page, words, noise in (
         ("report.html", "Differential privacy of a patient", "the noise of a total is spread over the sites"),
-        ("report.zh.html", "患者级差分隐私", "合计的噪声由各站点分担"),
+        ("report.zh.html", "患者级差分隐私", "合计的噪声由各机构分担"),
     ):
         shown = (run / page).read_text(encoding="utf-8")
         assert words in shown

@@ -131,3 +131,18 @@ def test_tables_in_memory_answer_all_kinds(folder: Path) -> None:
     assert (asked.compare(ranks=False).to_frame()["p"] < 0.05).any()
     with pytest.raises(StudyError, match="two arms"):
         asked.effect()
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "-1"])
+def test_a_setting_that_is_no_usable_number_is_one_sentence(tmp_path: Path, value: str) -> None:
+    study = make_sites(tmp_path)
+    shown = medfed("stats", "glm", study, "event ~ age", "--set", f"l2={value}", "-c", tmp_path)
+    said = shown.err.strip()
+    assert shown.code == 2
+    assert len(said.splitlines()) == 1
+    expected = (
+        "l2: a number is expected here, and neither infinity nor nan is one"
+        if value != "-1"
+        else "l2 and alpha are 0 or more"
+    )
+    assert expected in said

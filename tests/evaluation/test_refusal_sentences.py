@@ -7,11 +7,13 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from medfed import errors
 from medfed.errors import LISTED
+from medfed.federation.small_cell import SmallCell
 from medfed.language import read_catalog, translator
 from medfed.raised import NOT_FOR_PEOPLE
 from medfed.sentences import PACKAGE, Sentence, messages
@@ -155,6 +157,7 @@ FROM_ELSEWHERE = {
     "_too_few(step, self.sites, counted, failures, needed)",
     "_too_few(step, self.sites, found.sites, failures, needed)",
     "answer.reason",
+    "found.sentence(short_name(call.step), minimum, lot)",
     "gone(one.call.step, missing, lost)",
     "missing_from(one.call.step, missing, lost)",
     "missing_from(one.call.step, set(one.asked) - set(sites), lost)",
@@ -360,3 +363,19 @@ def test_a_text_that_was_made_to_be_slow_is_not(text: str) -> None:
     start = time.perf_counter()
     tell(text)
     assert time.perf_counter() - start < 2.0
+
+
+@pytest.mark.parametrize(
+    ("few", "names"),
+    [
+        ("patients", ()),
+        ("missing", ("x1",)),
+        ("missing", ("x1", "x2")),
+        ("known", ("x1",)),
+        ("values", ("x1",)),
+        ("cell", ("x1", "x2")),
+    ],
+)
+def test_what_is_too_few_for_a_secure_sum_is_told_in_chinese(few: Any, names: tuple[str, ...]) -> None:
+    said = SmallCell(few, names).sentence("glm_terms", 10, 4)
+    assert is_told(said, translator("zh")(said))

@@ -51,7 +51,7 @@ WRONG_VALUES = [
     ("event: yes\n", "event: true\n", 11, "text is expected here; put it in quotes (found: 'True')"),
     ("[18, 110]", "18-110", 17, "a list is expected here; put it in square brackets (found: '18-110')"),
     ("[18, 110]", "[18, old]", 17, "variables.age.range.1: a number is expected here (found: 'old')"),
-    ("[18, 110]", "[18, inf]", 17, "a number is expected here, and infinity is none"),
+    ("[18, 110]", "[18, inf]", 17, "a number is expected here, and neither infinity nor nan is one"),
     ("[a, b, c]", "a", 27, "sites.invited: a list is expected here; put it in square brackets"),
     ("minimum: 2", "minimum: 1.5", 27, "sites.minimum: a whole number is expected here (found: '1.5')"),
     ("minimum: 2", "minimum: 0", 27, "sites.minimum: input should be greater than or equal to 1"),

@@ -100,9 +100,6 @@ def _as_conditions(study: Study, names: Sequence[str]) -> Study:
         return study
     declared = study.model_dump(mode="json", exclude_none=True)
     for name in names:
-        if name == "arm":  # the study's arm alone can have this name
-            del declared["variables"][name]
-            continue
         declared["variables"][name] |= {"role": "cohort"}
         declared["variables"][name].pop("reference", None)
     return study_from_dict(declared)

@@ -312,11 +312,13 @@ def _course_plot(course: Sequence[float], budget: float, lang: str) -> str:
     lines = [Line(_("spent"), x, [0.0, *course]), Line(_("budget"), [0, max(len(course), 1)], [budget, budget])]
     if not course:
         lines[0] = Line(_("spent"), [0, 1], [0.0, 0.0])
+    from medfed.evaluation.statistics_shown import stacked  # pandas: half a second that no other command needs
+
     figure = curve(
         lines, title=_("Epsilon spent by this site, over all studies"), caption="", x_label=_("Answers charged"),
         y_label="ε", lang=lang, form=lambda value: number(value, 3),
     )  # fmt: skip
-    return figure.svg
+    return stacked([figure])  # with a margin: the file stands alone
 
 
 def _show_budget(found: Mapping[str, Any], lang: str) -> None:

@@ -122,9 +122,9 @@ def charges_of(study: Study, method: Any) -> dict[str, Charge]:
     if refused or not hasattr(method, "private_calls"):
         what = "; ".join(refused) or type(method).__name__
         raise StudyError(
-            f"privacy.epsilon: study {study.name!r} has an epsilon, and what one patient adds is not bounded in {what}. "
+            f"privacy.epsilon: the noise of an epsilon needs a bound, and what one patient adds is not bounded in {what}. "
             "Use a private method (medfed:medfed.methods.private_glm.PrivateGLM, private_fedavg.PrivateFedAvg, "
-            "private_describe.PrivateDescribe), or remove the epsilon"
+            "private_describe.PrivateDescribe), or leave the epsilon out"
         )
     calls = method.private_calls(study)
     if not calls:

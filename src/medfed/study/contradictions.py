@@ -25,7 +25,11 @@ def contradictions(study: "Study") -> list[str]:
 
 def _variables(study: "Study") -> Iterator[str]:
     for name, variable in study.variables.items():
-        if name in ("outcome", "arm") and variable.role != name:
+        # A study about the other covariates may keep its arm as a condition; there is no other arm then.
+        if name in ("outcome", "arm") and variable.role not in (
+            name,
+            "cohort" if name == "arm" and not study.arm else name,
+        ):
             yield f"variables.{name}: only the study's {name} can have this name; choose another"
         if study.time and name in ("time", "event") and variable.role != {"time": "time", "event": "outcome"}[name]:
             meant = "outcome" if name == "event" else "time"
@@ -153,7 +157,7 @@ def _privacy(study: "Study") -> Iterator[str]:
     if study.privacy.epsilon is None:
         return
     if study.protects == "none":
-        yield "privacy.epsilon: `protects: none` says that there is nobody to protect; remove one of the two"
+        yield "privacy.epsilon: `protects: none` says that there is nobody to protect; declare one of the two only"
     if study.evaluation.design in ("cross_validation", "leave_one_site_out"):
         yield (
             f"evaluation.design: {study.evaluation.design} fits and judges many times, and an epsilon is charged each "
@@ -167,7 +171,7 @@ def _privacy(study: "Study") -> Iterator[str]:
             "with privacy.epsilon write `compare: [federated]`"
         )
     if study.task.kind == "treatment_effect":
-        yield "task.kind: a treatment_effect is counted exactly, without noise; remove privacy.epsilon"
+        yield "task.kind: a treatment_effect is counted exactly, without noise; leave privacy.epsilon out"
 
 
 def _evaluation(study: "Study") -> Iterator[str]:
