@@ -11,7 +11,8 @@ from secure_rounds import add_up, consortium, count_over, plain_total, random_wo
 
 from medfed.canonical import pack
 from medfed.errors import PrivacyError
-from medfed.privacy import sealing, site_side
+from medfed.federation.keys import public_hex
+from medfed.privacy import Roster, sealing, site_side
 from medfed.privacy.checks import signed
 from medfed.privacy.coordinator_side import CoordinatorSide
 from medfed.privacy.messages import (
@@ -66,6 +67,19 @@ def test_what_is_replayed_from_another_sum_is_refused(stage: str, change: dict[s
     other.sides = other.group.sides(other.context)
     other.go(stage)
     case.refuses(other.reply(), "a message of site 'site001' belongs to another sum, round or attempt")
+
+
+def test_a_site_whose_roster_has_another_key_of_some_site_is_told_that_rosters_differ() -> None:
+    """It was told as a replay only, which sent nobody to look at the rosters."""
+    case, theirs = Sum("keys"), consortium(5)
+    stranger = public_hex(next(iter(consortium(3, seed=1).keys.values())))
+    keys = {site: public_hex(key) for site, key in theirs.keys.items()} | {"site004": stranger}
+    theirs = replace(theirs, roster=Roster.of(keys))
+    side = theirs.sides(theirs.context(LENGTH), [BAD])[BAD]
+    case.refuses(
+        side.answer(None, case.values[BAD]),
+        "rosters of the sites and the coordinator differ: compare their names and keys",
+    )
 
 
 @pytest.mark.parametrize(

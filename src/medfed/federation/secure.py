@@ -294,8 +294,10 @@ class SecureSums:
             if not any(failure.reason == ATTEMPT_VOID for failure in lost.values()):
                 break
         fixed = self.store.survivors(key)
-        if fixed and all(site in lost and lost[site].reason == GIVES_AWAY for site in fixed):
-            # Nobody signed this set, so none stands by it: with the others back, another one is asked for.
+        refusing = {site for site in fixed if site in lost and lost[site].reason == GIVES_AWAY}
+        if refusing and len(fixed) - len(refusing) < one.roster.quorum:
+            # So few have signed this set, or may yet, that it is never opened: with the others back, another one is asked for.
+            # Who has signed it may sign no other; a quorum of the others is enough.
             self.store.fix_survivors(key, (), ())
             raise FederationError(not_without(one.call.step, set(one.roster.sites) - set(fixed), failures))
         raise FederationError(

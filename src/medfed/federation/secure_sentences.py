@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from medfed.errors import LISTED, FederationError
 from medfed.federation.call import Failure
+from medfed.federation.openings import GIVES_AWAY
 from medfed.privacy import Roster
 
 FEW_ANSWERED = (
@@ -22,6 +23,11 @@ NOT_WITHOUT = (
     "{step}: {names} is missing ({reasons}), and the other sites sign no total without: beside an earlier one, maybe of another "
     "study, it would give away the terms of one or two of them. Nothing was seen, and the run waits. Mend what keeps it "
     "away, then ask again or `medfed resume`: the same question is asked again"
+)
+NEVER_SIGNED = (
+    "{step}: no site is missing, and {names} sign no total over these sites ({reasons}): too few are left to open it. Nothing was "
+    "seen. Resume and `medfed abandon` change nothing, since sites remember totals over all studies; ask in a study that invites "
+    "at least three sites more or fewer"
 )
 TOO_FEW_PATIENTS = (
     "{step}: the sites have fewer patients in all, or in a part of the study, than may be seen (minimum cell {minimum}; each "
@@ -82,8 +88,11 @@ def missing_from(step: str, missing: set[str] | frozenset[str], lost: Mapping[st
 
 
 def not_without(step: str, missing: set[str], lost: Mapping[str, Failure]) -> str:
-    """The sites remember totals, of this study or another, beside which one without the missing sites gives terms away."""
-    return _said(NOT_WITHOUT, step, missing or {"a site of an earlier total"}, lost)
+    """The sites remember totals, of this study or another, beside which one without the missing sites, or one with all, gives
+    terms away."""
+    if missing:
+        return _said(NOT_WITHOUT, step, missing, lost)
+    return _said(NEVER_SIGNED, step, {site for site, failure in lost.items() if failure.reason == GIVES_AWAY}, lost)
 
 
 def _said(sentence: str, step: str, missing: set[str] | frozenset[str], lost: Mapping[str, Failure]) -> str:

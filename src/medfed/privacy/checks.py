@@ -90,11 +90,15 @@ def check_signature(message: Signed, context: Context, roster: Roster) -> None:
 
 
 def check_context(message: Message, context: Context, site: str = "") -> None:
-    """Raises PrivacyError for a message of another sum, round or attempt, such as one that is replayed."""
+    """Raises PrivacyError for a message of another sum, round or attempt, such as one that is replayed; or of another roster."""
     if getattr(message, "context", None) != context.digest:
         of = f" of site {site!r}" if site else ""
         source = (site,) if site else ()
-        raise PrivacyError(f"a message{of} belongs to another sum, round or attempt; it was not used", source)
+        raise PrivacyError(
+            f"a message{of} belongs to another sum, round or attempt, or to a roster of other names or keys; it was not used. If "
+            "it comes again, the rosters of the sites and the coordinator differ: compare their names and keys",
+            source,
+        )
 
 
 def check_keys(keys: Keys, context: Context, roster: Roster) -> None:
