@@ -307,12 +307,13 @@ class Glm:
                 total = federation.sum(glm_start_terms, stage=state.stage, **self._inputs(state, theta))
             else:
                 total = federation.sum(self.steps[1], **self._inputs(state, theta))
-        except FederationError:
+        except FederationError as problem:
             # Where an outcome is separated the sums come to rest on a few patients, and sites hold them back.
             if curved and np.abs(theta[1:q]).max(initial=0.0) > 3 and state.change > 0.3:
                 raise separated(state.names, theta, wide) from None
             steepest = int(np.abs(theta[:q]).argmax())
-            if wide and abs(theta[steepest]) > LARGEST_COEFFICIENT and state.names[steepest] in wide:
+            refused = abs(theta[steepest]) > LARGEST_COEFFICIENT or "is so steep that" in str(problem)
+            if refused and state.names[steepest] in wide:
                 raise too_wide(state.names[steepest], wide, "it follows the outcome exactly") from None
             raise
         share = state.patients / float(total["fit"][3]) if sampled else 1.0
