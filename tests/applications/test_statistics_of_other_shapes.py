@@ -11,6 +11,7 @@ from lifelines import KaplanMeierFitter
 from lifelines.utils import median_survival_times, restricted_mean_survival_time
 
 from medfed.applications.statistics import Statistics, in_memory, question
+from medfed.data.table import StudyTable
 from medfed.errors import FederationError, MappingError
 from medfed.study import study_from_dict
 
@@ -105,6 +106,8 @@ def test_a_formula_of_some_covariates_leaves_the_patients_as_they_are() -> None:
     named = question(ask(CODES | FOLLOW_UP | AGE).study, "cox", {"formula": "sex"})
     assert (named.variables["arm"].role, named.arm) == ("cohort", None)
     assert [column.name for column in named.design.columns] == ["intercept", "sex=m"]
+    table = StudyTable.from_columns(named, {each: frames()["north"][each].to_numpy() for each in named.variables})
+    assert np.bincount(table.on("all").arrays("arm")[0]).sum() == 400, "it is read as it is stored"
 
 
 @pytest.mark.parametrize("name", ["arm", "treatment"])
