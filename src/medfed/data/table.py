@@ -344,7 +344,7 @@ def derived_column(study: Study, name: str, stored: Stored) -> NDArray[Any]:
         return derived_column(study, "outcome", stored)
     if study.time and name in ("outcome", study.outcome):
         first = codes_in_time(study, stored(study.time), first)
-    if name in study.variables and (name not in ("outcome", "arm", "features") or (name == "arm" and not study.arm)):
+    if name in study.variables and name not in ("outcome", "arm", "features"):
         return first
     if name == "outcome":
         variable = study.variables[study.outcome]
