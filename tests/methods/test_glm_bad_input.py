@@ -70,9 +70,10 @@ def test_perfect_separation_names_the_column(tmp_path: Path, patients: pd.DataFr
     told = refused(FederationError, tmp_path, separated, "~ age + dose")
     assert "the fit runs away: 'dose' separates the outcome perfectly" in told
     assert "set an l2 penalty" in told
-    # Sites that show ten patients at least hold sums back once they rest on fewer; the reason is still the separation.
+    # Sites that show ten patients at least hold back what is too steep or rests on fewer; the reason is still the separation.
     told = refused(FederationError, tmp_path / "careful", separated, "~ age + dose", policy=CAREFUL)
-    assert "the fit runs away: 'dose'" in told
+    assert "'dose'" in told
+    assert "separates the outcome" in told
     assert fit(tmp_path / "ridge", separated, "~ age + dose", l2=1.0).params["dose"] > 1
 
 

@@ -50,6 +50,7 @@ def asked(
     [
         ("glm.Glm", 1e5, {"formula": "~ age + dose"}),
         ("glm.Glm", 1e7, {"formula": "~ age + dose"}),
+        ("glm.Glm", 1e4, {"formula": "~ age + dose"}),
         ("glm.Glm", 1e4, {"formula": "~ age + dose", "l2": 0.01}),
         ("glm.Glm", 1e5, {"formula": "~ age + dose", "family": "gaussian", "outcome": "y"}),
         ("causal.Causal", 1e3, {"formula": "~ age + dose"}),
@@ -74,7 +75,7 @@ def test_a_range_that_is_too_wide_is_told_and_not_separation(
     assert len(said.splitlines()) == 1
 
 
-@pytest.mark.parametrize(("reach", "least"), [(1e2, 1e-9), (1e4, 1e-5)])
+@pytest.mark.parametrize(("reach", "least"), [(1e2, 1e-9)])
 def test_a_wide_range_that_can_be_fitted_gives_what_a_narrow_one_does(
     tmp_path: Path, patients: pd.DataFrame, reach: float, least: float
 ) -> None:

@@ -205,12 +205,20 @@ class Admission:
         names: list[str] = []
         refused: dict[str, str] = {}
         charge = self.charge(call)
-        # A site that passed every rule for this kind of call passes again, unless its approvals or the day changed.
+        # A site that passed every rule for this kind of call passes again, unless its approvals or the day changed, but for
+        # the rule that looks at what the call brings.
         kind = (call.run.partition("/")[0], call.step, call.part, ",".join(call.roster), call.protection, today)
         passed = self._passed.setdefault(kind, set())
         every_call = charge is not None or counts_models(call, step) or not step.is_sum
+        too_steep: dict[float, str | None] = {}
         for site, mine in own.items():
             if site in passed and not mine.each and not every_call and self.answered.get(site, 0) < self._most(site):
+                steepest = self.sites[site].policy.steepest
+                if steepest not in too_steep:
+                    too_steep[steepest] = self._too_steep(site, call, step)
+                if reason := too_steep[steepest]:
+                    refused[site] = reason
+                    continue
                 names.append(site)
                 continue
             reason = self._refuses(site, call, step, mine, sizes, charge)
@@ -221,6 +229,13 @@ class Admission:
             if not self.sites[site].policy.input_limits:
                 passed.add(site)
         return names, refused
+
+    def _too_steep(self, site: str, call: Call, step: Step) -> str | None:
+        try:
+            gate.check_steepness(step, call.inputs, self.study, self.sites[site].policy, call.variant)
+        except PolicyViolation as problem:
+            return str(problem)
+        return None
 
     def _most(self, site: str) -> int:
         approval = self.approval(site)

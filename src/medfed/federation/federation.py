@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from medfed.canonical import canonical_json, digest, pack
 from medfed.errors import LISTED, FederationError, LedgerError
+from medfed.federation import gate
 from medfed.federation.budget import Charge
 from medfed.federation.call import Answer, Call, Failure, Own, Protection
 from medfed.federation.opening import check_bounds, decoded, ring_of
@@ -184,7 +185,12 @@ class Federation:
             return {"values": values, "sites": list(found.sites), "failures": failures}
 
         secure = self.run.protection == "secure"
-        outcome = self._once(step, inputs, {}, collect_secure if secure else collect_plain)
+        try:
+            outcome = self._once(step, inputs, {}, collect_secure if secure else collect_plain)
+        except FederationError as problem:
+            if gate.TOO_STEEP in str(problem):
+                raise TooSteep.of(step, inputs, study, self.variant) from None
+            raise
         noise = self._noise(step, len(outcome["sites"]))
         merged = secure and merges_under(step, study)
         return Total(outcome["values"], tuple(outcome["sites"]), _failures(outcome), noise, merged)
@@ -288,6 +294,24 @@ class Federation:
         if slot and step.keeps and step.keeps.writes:
             run.counted.setdefault(slot, {}).update(dict.fromkeys(outcome["sites"], call.key))
         return outcome
+
+
+class TooSteep(FederationError):
+    """Sites hold a model for steep enough to isolate patients: what range, or what separation, makes it so."""
+
+    @staticmethod
+    def of(step: Step, inputs: Mapping[str, Any], study: Study, variant: str | None) -> "TooSteep":
+        """It names the steepest column, from public numbers only."""
+        low, high, _ = step.ranges(study, variant) if step.ranges else gate.declared_ranges(study)
+        reach = gate.reach_of(step, inputs, study, variant).reshape(-1, len(low))
+        steepest = 1 + int(reach[:, 1:].max(0).argmax())
+        name = (study.formula(variant).names if step.ranges else study.design.names)[steepest]
+        lowest, highest = low[steepest], high[steepest]
+        return TooSteep(
+            f"{name!r} makes the model so steep over its declared range, {lowest:g} to {highest:g}, that the sites "
+            "refuse it; narrow the range in the study to what the values can be, and if they fill it, leave the column out: it "
+            "separates the outcome"
+        )
 
 
 def _declared_arrays(

@@ -41,6 +41,7 @@ CONCENTRATED = "the released sums rest on fewer patients than may be seen; the q
 LIGHT = (
     "under these inputs this site's patients weigh next to nothing: the total would be that of a few patients elsewhere"
 )
+TOO_STEEP = "the model that the call brings is so steep that it can isolate patients"
 PATIENT_ROW = "the release holds one patient's row"
 SITE_TERMS = "estimates of this site alone are not to be seen, says its policy (site_terms_visible)"
 REPLY_NOT_LISTED = "the policy does not list this figure among those that may be seen for this site alone"
@@ -87,17 +88,29 @@ def check_steepness(
     named = {declared.meaning: name for name, declared in step.takes.items() if declared.meaning}
     if "scale" not in named:
         return
+    if not np.all(_largest_features(step, inputs, study, variant) <= LARGEST_FEATURE):
+        raise PolicyViolation("the scaling that the call brings blows features up: it can isolate patients")
+    if "coefficients" in named and not np.all(reach_of(step, inputs, study, variant) <= policy.steepest):
+        raise PolicyViolation(TOO_STEEP)
+
+
+def _largest_features(step: Step, inputs: Mapping[str, Any], study: Study, variant: str | None) -> FloatArray:
+    """How large each scaled feature can be over its declared range, (p,)."""
+    named = {declared.meaning: name for name, declared in step.takes.items() if declared.meaning}
     low, high, _ = step.ranges(study, variant) if step.ranges else declared_ranges(study)
     with np.errstate(all="ignore"):
         scale = np.abs(np.asarray(inputs[named["scale"]], dtype=np.float64))
         centre = np.asarray(inputs[named["centre"]], dtype=np.float64) if "centre" in named else np.zeros_like(scale)
-        largest = np.maximum(np.abs(low - centre), np.abs(high - centre)) / scale
-        if not np.all(largest <= LARGEST_FEATURE):
-            raise PolicyViolation("the scaling that the call brings blows features up: it can isolate patients")
-        if "coefficients" in named:
-            reach = np.abs(np.asarray(inputs[named["coefficients"]], dtype=np.float64)) * largest
-            if not np.all(reach <= policy.steepest):
-                raise PolicyViolation("the model that the call brings is so steep that it can isolate patients")
+        return np.asarray(np.maximum(np.abs(low - centre), np.abs(high - centre)) / scale)
+
+
+def reach_of(step: Step, inputs: Mapping[str, Any], study: Study, variant: str | None = None) -> FloatArray:
+    """How much each coefficient can add to the linear predictor over its feature's declared range, (..., p)."""
+    name = next(name for name, declared in step.takes.items() if declared.meaning == "coefficients")
+    with np.errstate(all="ignore"):
+        return np.asarray(
+            np.abs(np.asarray(inputs[name], dtype=np.float64)) * _largest_features(step, inputs, study, variant)
+        )
 
 
 def _factors(view: View, study: Study, only: Sequence[str] | None = None) -> dict[str, tuple[NDArray[np.int64], int]]:

@@ -400,14 +400,7 @@ class Causal:
             "propensity": state.propensity, "outcome_models": state.outcome_models, "outcome": state.outcome,
             "centre": state.centre, "scale": state.scale,
         }  # fmt: skip
-        try:
-            total = federation.sum(effect_terms, **inputs)
-        except FederationError as problem:
-            wide = self._wide(federation, state)
-            steepest = max(wide, key=lambda name: abs(state.propensity[state.names.index(name)]), default="")
-            if steepest and "is so steep that" in str(problem):
-                raise too_wide(steepest, wide, "it nearly separates the arms") from None
-            raise
+        total = federation.sum(effect_terms, **inputs)
         self._same(state, total.sites)
         rows = float(state.sums["fit"][1])
         weighted = total["weighted"]

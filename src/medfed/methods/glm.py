@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medfed.errors import FederationError, StudyError
-from medfed.federation.federation import Federation
+from medfed.federation.federation import Federation, TooSteep
 from medfed.federation.site import Site
 from medfed.federation.step import Input, Out, Step, Sum, step
 from medfed.methods.design_matrix import (
@@ -312,9 +312,10 @@ class Glm:
             if curved and np.abs(theta[1:q]).max(initial=0.0) > 3 and state.change > 0.3:
                 raise separated(state.names, theta, wide) from None
             steepest = int(np.abs(theta[:q]).argmax())
-            refused = abs(theta[steepest]) > LARGEST_COEFFICIENT or "is so steep that" in str(problem)
-            if refused and state.names[steepest] in wide:
+            if abs(theta[steepest]) > LARGEST_COEFFICIENT and state.names[steepest] in wide:
                 raise too_wide(state.names[steepest], wide, "it follows the outcome exactly") from None
+            if curved and isinstance(problem, TooSteep) and np.abs(theta[1:q]).max(initial=0.0) > 8:
+                raise separated(state.names, theta, wide) from None
             raise
         share = state.patients / float(total["fit"][3]) if sampled else 1.0
         score, information = (share * found for found in score_and_information(total.values, len(theta)))
