@@ -162,6 +162,16 @@ def test_a_model_as_steep_as_a_threshold_is_refused_from_public_numbers(tmp_path
     assert doors.store.db.execute("select count(*) from ledger where kind<>'approval'").fetchone()[0] == 4
 
 
+def test_a_call_that_lacks_an_input_is_refused_also_after_others_have_passed(tmp_path: Path, study: Study) -> None:
+    doors = doors_for(tmp_path, study, [])
+    whole = newton_inputs(study, 0.0)
+    for ordinal in range(4):
+        assert isinstance(ask(doors, newton.logistic_terms, ordinal=ordinal, **whole), Answer)
+    for ordinal, name in enumerate(whole, start=4):
+        less = {other: value for other, value in whole.items() if other != name}
+        assert f"lacks the input '{name}'" in reason(ask(doors, newton.logistic_terms, ordinal=ordinal, **less))
+
+
 def test_a_question_that_isolates_a_patient_is_held(tmp_path: Path, study: Study) -> None:
     doors = doors_for(tmp_path, study, [], ANY_SLOPE)
     assert reason(ask(doors, newton.logistic_terms, **isolating(study, doors))) == gate.CONCENTRATED

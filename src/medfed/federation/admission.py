@@ -232,6 +232,7 @@ class Admission:
 
     def _too_steep(self, site: str, call: Call, step: Step) -> str | None:
         try:
+            self._check_inputs_of(step, call, Own())
             gate.check_steepness(step, call.inputs, self.study, self.sites[site].policy, call.variant)
         except PolicyViolation as problem:
             return str(problem)
