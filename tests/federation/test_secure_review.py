@@ -23,7 +23,7 @@ from medfed.federation.admission import COUNTED_TOO_FINELY, OWN_INPUTS
 from medfed.federation.approval import approve
 from medfed.federation.call import Own
 from medfed.federation.ledger import open_store
-from medfed.federation.opening import show, without_carries
+from medfed.federation.opening import NOT_COUNTED, show, without_carries
 from medfed.federation.packages import find_step, step_name
 from medfed.federation.policy import Policy
 from medfed.federation.ring import decode, encode
@@ -79,6 +79,17 @@ class Asking(Coordinator):
         units = self.opened(self.call(UNITS, SITES), SITES, "count", b"")
         assert units is not None, self.refusals
         return show({"units": units.count})
+
+
+def test_a_count_over_one_roster_does_not_stand_for_another_that_was_not_counted(tmp_path: Path) -> None:
+    """A site that has read a signed count before reads it again where the roster is another."""
+    c, step, fewer = Coordinator(group_of(tmp_path), effect_study(SITES)), step_name(arm_by_outcome), SITES[:3]
+    units = c.opened(c.call(UNITS, SITES), SITES, "count", b"")
+    assert units is not None
+    shown = show({"units": units.count})
+    assert c.opened(c.call(step, SITES), SITES, "count", shown), c.refusals
+    assert c.opened(c.call(step, fewer), fewer, "count", shown) is None
+    assert NOT_COUNTED in c.refusals
 
 
 def test_one_site_is_not_asked_something_else(tmp_path: Path) -> None:

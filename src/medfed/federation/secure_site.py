@@ -92,7 +92,7 @@ class SecureSites:
         self.store = store
         self.study = admission.study
         self._attempts: dict[str, OrderedDict[str, _Attempt]] = {site: OrderedDict() for site in admission.sites}
-        self._read: dict[tuple[str, str, str], tuple[SignedCount, Units]] = {}
+        self._read: dict[tuple[str, str, str, str], tuple[SignedCount, Units]] = {}
 
     def answer(self, call: Call, step: Step, own: Mapping[str, Own], at: str) -> dict[str, Answer | Failure]:
         """Each site's reply to its own message; a refusal sends nothing."""
@@ -249,7 +249,7 @@ class SecureSites:
         shown = call.opening.shown
         policy = self.admission.sites[site].policy
         minimum = gate.minimum_cell(policy, self.study)
-        key = (site, digest(shown), call.part)
+        key = (site, digest(shown), call.part, roster.digest)
         if key not in self._read:
             layout = Layout(self.study, len(roster.sites))
             count = shown_count(shown, "units", layout.question(roster.digest), layout.length, roster, self.study)
