@@ -85,12 +85,11 @@ def check_steepness(
     Two thresholds that differ a little differ by the patients between them. Bounded are, over the declared ranges, the
     standardised features and what each coefficient can add to the linear predictor.
     """
-    named = {declared.meaning: name for name, declared in step.takes.items() if declared.meaning}
-    if "scale" not in named:
+    if not any(declared.meaning == "scale" for declared in step.takes.values()):
         return
     if not np.all(_largest_features(step, inputs, study, variant) <= LARGEST_FEATURE):
         raise PolicyViolation("the scaling that the call brings blows features up: it can isolate patients")
-    if "coefficients" in named and not np.all(reach_of(step, inputs, study, variant) <= policy.steepest):
+    if not np.all(reach_of(step, inputs, study, variant) <= policy.steepest):
         raise PolicyViolation(TOO_STEEP)
 
 
@@ -105,12 +104,18 @@ def _largest_features(step: Step, inputs: Mapping[str, Any], study: Study, varia
 
 
 def reach_of(step: Step, inputs: Mapping[str, Any], study: Study, variant: str | None = None) -> FloatArray:
-    """How much each coefficient can add to the linear predictor over its feature's declared range, (..., p)."""
-    name = next(name for name, declared in step.takes.items() if declared.meaning == "coefficients")
+    """How much each coefficient can add to the linear predictor over its feature's declared range, (models, p).
+
+    Of every model that the call brings: one may stand for the arm, and others for the outcome.
+    """
+    outcome = study.variables.get(study.outcome)
+    steep = {"coefficients"} | ({"outcome coefficients"} if outcome is None or outcome.type == "code" else set())
+    largest = _largest_features(step, inputs, study, variant)
+    models = [inputs[name] for name, declared in step.takes.items() if declared.meaning in steep]
+    features = largest.shape[-1]
     with np.errstate(all="ignore"):
-        return np.asarray(
-            np.abs(np.asarray(inputs[name], dtype=np.float64)) * _largest_features(step, inputs, study, variant)
-        )
+        rows = [(np.abs(np.asarray(m, dtype=np.float64)) * largest).reshape(-1, features) for m in models]
+        return np.concatenate([np.zeros((0, features)), *rows])
 
 
 def _factors(view: View, study: Study, only: Sequence[str] | None = None) -> dict[str, tuple[NDArray[np.int64], int]]:

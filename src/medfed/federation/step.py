@@ -25,13 +25,14 @@ class Input:
     """One input of a call: its shape in the study's sizes and the largest absolute value a site accepts.
 
     model: whether it is part of the model that is judged; a site counts how many models are opened on test rows.
-    meaning: what it is to standardised features, so that the gate can bound how steep a model may be.
+    meaning: what it is to standardised features, so that the gate can bound how steep a model may be. "outcome coefficients":
+    of a model that is logistic where the study's outcome is a code, and linear, which no slope makes a threshold, elsewhere.
     """
 
     shape: str
     limit: float
     model: bool = False
-    meaning: Literal["", "coefficients", "centre", "scale"] = ""
+    meaning: Literal["", "coefficients", "outcome coefficients", "centre", "scale"] = ""
 
 
 # The most that noise adds to a total, in bounds on one unit: 40 standard deviations of the widest noise there is.

@@ -18,6 +18,7 @@ from medfed.federation.federation import Federation
 from medfed.federation.site import Site
 from medfed.federation.step import Count, Input, Out, Step, Sum, step
 from medfed.methods.causal_result import assemble
+from medfed.methods.causal_weights import Weighed, ordinary, ordinary_by_arm, outcome_weight
 from medfed.methods.design_matrix import (
     Block,
     formula_ranges,
@@ -42,7 +43,11 @@ _COLUMNS = {
     "scale": Input("terms", limit=1e12, meaning="scale"),
 }
 _PROPENSITY = {"propensity": Input("terms", limit=50.0, meaning="coefficients"), **_COLUMNS}
-_MODELS = {**_PROPENSITY, "outcome_models": Input("2,terms", limit=1e6), "outcome": Input("2", limit=1e12)}
+_OUTCOME = {
+    "outcome_models": Input("2,terms", limit=1e6, meaning="outcome coefficients"),
+    "outcome": Input("2", limit=1e12),
+}
+_MODELS = {**_PROPENSITY, **_OUTCOME}
 
 
 @step(
@@ -75,18 +80,13 @@ def propensity_terms(site: Site, *, propensity: FloatArray, centre: FloatArray, 
         release,
         effective_patients=(weights.effective, smallest_cell(site)),
         effective_of=(np.inf, 0),
-        ordinary_patients=_ordinary(weights, site),
+        ordinary_patients=ordinary(weights, site),
     )
-
-
-def _ordinary(own: WeightSums, site: Site) -> float:
-    """See ``Out``; of a logistic model."""
-    return own.ordinary(own.mean * (1 - own.mean), site.table.patients)
 
 
 @step(
     reads="train",
-    takes={"outcome_models": Input("2,terms", limit=1e6), "outcome": Input("2", limit=1e12), **_COLUMNS},
+    takes={**_OUTCOME, **_COLUMNS},
     releases={
         "score": Sum("2,terms", limit_per_row=1e6),
         "information": Sum("2,triangle(terms)", limit_per_row=1e6),
@@ -107,7 +107,7 @@ def arm_outcome_terms(
             here = block.x[:, block.arm == arm]
             mean = outcome_models[arm] @ here
             mean = sigmoid(mean) if event else mean
-            weight = mean * (1 - mean) if event else np.ones_like(mean)
+            weight = outcome_weight(mean, event)
             root = here * np.sqrt(weight)
             found[0][arm] = here @ (y[block.arm == arm] - mean)
             found[1][arm] = root @ root.T
@@ -117,13 +117,11 @@ def arm_outcome_terms(
     for s, i, w in over_blocks(site, centre, scale, terms, with_arm=True):
         score, information = score + s, information + i
         weights = [before + more for before, more in zip(weights, w, strict=True)]
-    # An arm of a few patients here may well be predicted without doubt; it hides nobody.
-    many = [own for own in weights if event and own.rows >= site.minimum_cell]
     return Out(
         {"score": score, "information": upper(information)},
         effective_patients=(*(own.effective for own in weights), smallest_cell(site)),
         effective_of=(*(own.rows for own in weights), 0),
-        ordinary_patients=min((_ordinary(own, site) for own in many), default=np.inf),
+        ordinary_patients=ordinary_by_arm(weights, site, event),
     )
 
 
@@ -169,32 +167,27 @@ def effect_terms(site: Site, **inputs: FloatArray) -> Out:
     By arm, the first one first: weighted (patients, weight, its square, weighted outcome); doubly_robust; raw_columns (sums
     of columns and of their squares); weighted_columns.
     """
-    q = len(inputs["propensity"])
+    q, event = len(inputs["propensity"]), _is_event(site.study)
 
-    def terms(block: Block) -> tuple[tuple[FloatArray, ...], WeightSums]:
+    def terms(block: Block) -> tuple[tuple[FloatArray, ...], Weighed]:
         at = _predicted(site, block, inputs)
         members = np.stack([1 - at.arm, at.arm])
         weighted = np.stack([members.sum(1), at.weights.sum(1), (at.weights**2).sum(1), at.weights @ at.y], 1)
         robust = (at.means + at.weights * (at.y - at.means)).sum(1)
         raw = np.stack([members @ at.x.T, members @ (at.x * at.x).T])
-        return (weighted, robust, raw, at.weights @ at.x.T), WeightSums.of(at.overlap, at.arm)
+        return (weighted, robust, raw, at.weights @ at.x.T), Weighed.of(at.overlap, at.arm, at.means, block.y, event)
 
     names = ("weighted", "doubly_robust", "raw_columns", "weighted_columns")
     shapes = ((2, 4), (2,), (2, 2, q), (2, q))
     sums = {name: np.zeros(shape) for name, shape in zip(names, shapes, strict=True)}
-    overlap = WeightSums()
+    weighed = Weighed()
     for found, own in over_blocks(site, inputs["centre"], inputs["scale"], terms, with_arm=True):
-        overlap = overlap + own
+        weighed = weighed + own
         for name, value in zip(names, found, strict=True):
             sums[name] = sums[name] + value
     patients, weight, square = sums["weighted"][:, :3].T
     first, second = weight**2 / np.where(square > 0, square, 1.0)
-    return Out(
-        sums,
-        effective_patients=(first, second, overlap.effective, smallest_cell(site)),
-        effective_of=(*patients, np.inf, 0),
-        ordinary_patients=_ordinary(overlap, site),
-    )
+    return Out(sums, **weighed.stated(site, event, (first, patients[0]), (second, patients[1])))
 
 
 @step(
@@ -235,9 +228,9 @@ def influence_terms(site: Site, *, means: FloatArray, shares: FloatArray, **inpu
     (2, 3): of both estimators, first arm squared, product, second squared; cross, slope (2, terms): what the inversely
     weighted means owe to the propensity model; meat: squared scores of that model.
     """
-    q = len(inputs["propensity"])
+    q, event = len(inputs["propensity"]), _is_event(site.study)
 
-    def terms(block: Block) -> tuple[tuple[FloatArray, ...], WeightSums]:
+    def terms(block: Block) -> tuple[tuple[FloatArray, ...], Weighed]:
         at = _predicted(site, block, inputs)
         weighted = at.weights * (at.y - means[0][:, None]) / shares[:, None]
         robust = at.means + at.weights * (at.y - at.means) - means[1][:, None]
@@ -246,19 +239,14 @@ def influence_terms(site: Site, *, means: FloatArray, shares: FloatArray, **inpu
         # A weight 1 / chance falls by (1 - chance) / chance for each unit of the linear predictor; 1 / (1 - chance) rises.
         slope = weighted * np.stack([at.chance, at.chance - 1])
         root = at.x * np.abs(score)
-        own = WeightSums.of(at.overlap, at.arm)
+        own = Weighed.of(at.overlap, at.arm, at.means, block.y, event)
         return (squares, (weighted * score) @ at.x.T, slope @ at.x.T, root @ root.T), own
 
     squares, cross, slope, meat = np.zeros((2, 3)), np.zeros((2, q)), np.zeros((2, q)), np.zeros((q, q))
-    overlap = WeightSums()
+    weighed = Weighed()
     for (s, c, d, m), w in over_blocks(site, inputs["centre"], inputs["scale"], terms, with_arm=True):
-        squares, cross, slope, meat, overlap = squares + s, cross + c, slope + d, meat + m, overlap + w
-    return Out(
-        {"squares": squares, "cross": cross, "slope": slope, "meat": upper(meat)},
-        effective_patients=(overlap.effective, smallest_cell(site)),
-        effective_of=(np.inf, 0),
-        ordinary_patients=_ordinary(overlap, site),
-    )
+        squares, cross, slope, meat, weighed = squares + s, cross + c, slope + d, meat + m, weighed + w
+    return Out({"squares": squares, "cross": cross, "slope": slope, "meat": upper(meat)}, **weighed.stated(site, event))
 
 
 def _is_event(study: Study) -> bool:

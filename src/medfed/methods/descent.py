@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from medfed.federation.site import Site, Sites
 from medfed.methods.newton import sigmoid
 from medfed.methods.standardise import standardised, standardised_stack
-from medfed.methods.weights import Mask, ordinary_patients
+from medfed.methods.weights import Mask, effective_patients, ordinary_patients
 
 FloatArray = NDArray[np.float64]
 
@@ -38,6 +38,23 @@ def ordinary_of(eta: FloatArray, y: FloatArray, family: str, mask: Mask = 1.0) -
     if family != "logistic":
         return None
     return ordinary_patients(information_weights(eta, family) * mask, y, mask)
+
+
+def rests_on(
+    x: FloatArray, y: FloatArray, models: tuple[FloatArray, ...], family: str, mask: Mask = 1.0
+) -> dict[str, Any]:
+    """What training states (see ``Out``): the least at any of these models, (p,) or one a site (S, p).
+
+    Where training has led is looked at like where it began: how fast it moves is the call's to choose, by scale and drift.
+    """
+    etas = [(x @ model[..., None])[..., 0] for model in models]
+    ordinary = [ordinary_of(eta, y, family, mask) for eta in etas]
+    return {
+        "effective_patients": np.min(
+            [effective_patients(information_weights(eta, family) * mask) for eta in etas], axis=0
+        ),
+        "ordinary_patients": None if ordinary[0] is None else np.min(np.array(ordinary), axis=0),
+    }
 
 
 def penalty_weights(p: int, l2: float) -> FloatArray:

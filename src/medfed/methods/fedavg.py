@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from medfed.federation.federation import Federation
 from medfed.federation.site import Site, Sites
 from medfed.federation.step import Input, Out, Step, Sum, step
-from medfed.methods.descent import descend, descend_stacked, information_weights, losses, ordinary_of
+from medfed.methods.descent import descend, descend_stacked, losses, rests_on
 from medfed.methods.standardise import CENTRE, SCALE, moments, standardise, standardised, standardised_stack
-from medfed.methods.weights import effective_patients
 from medfed.study import Study
 
 FloatArray = NDArray[np.float64]
@@ -39,8 +38,7 @@ def local_training(site: Site, *, model: FloatArray, centre: FloatArray, scale: 
     loss = losses(eta, y, site.settings["family"]).sum()
     return Out(
         {"weighted_change": rows * (trained - model), "loss": loss, "rows": rows},
-        effective_patients=float(effective_patients(information_weights(eta, site.settings["family"]))),
-        ordinary_patients=ordinary_of(eta, y, site.settings["family"]),
+        **rests_on(x, y, (model, trained), site.settings["family"]),
     )
 
 
@@ -53,8 +51,7 @@ def _(sites: Sites, *, model: FloatArray, centre: FloatArray, scale: FloatArray)
     loss = (losses(eta, y, sites.settings["family"]) * sites.mask).sum(1)
     return Out(
         {"weighted_change": rows[:, None] * (trained - model), "loss": loss, "rows": rows},
-        effective_patients=effective_patients(information_weights(eta, sites.settings["family"]) * sites.mask),
-        ordinary_patients=ordinary_of(eta, y, sites.settings["family"], sites.mask),
+        **rests_on(x, y, (model, trained), sites.settings["family"], sites.mask),
     )
 
 

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from medfed.federation.federation import Federation
 from medfed.federation.site import Site, Sites
 from medfed.federation.step import Input, Keep, Out, Step, Sum, on_grid, step
-from medfed.methods.descent import descend, descend_stacked, information_weights, ordinary_of
+from medfed.methods.descent import descend, descend_stacked, rests_on
 from medfed.methods.fedavg import MODEL, check_descent_settings, initial_model
 from medfed.methods.standardise import CENTRE, SCALE, moments, standardise, standardised, standardised_stack
-from medfed.methods.weights import effective_patients
 from medfed.study import Study
 
 FloatArray = NDArray[np.float64]
@@ -36,12 +35,10 @@ def corrected_training(
     trained, steps = descend(site, model, centre, scale, drift=control - own)
     change = on_grid((model - trained) / (steps * site.settings["rate"]) - control)
     x, y = standardised(site, centre, scale)
-    eta, family = x @ model, site.settings["family"]
     return Out(
         {"model_change": trained - model, "control_change": change},
         keep={"control": own + change},
-        effective_patients=float(effective_patients(information_weights(eta, family))),
-        ordinary_patients=ordinary_of(eta, y, family),
+        **rests_on(x, y, (model, trained), site.settings["family"]),
     )
 
 
@@ -51,12 +48,10 @@ def _(sites: Sites, *, model: FloatArray, control: FloatArray, centre: FloatArra
     trained, steps = descend_stacked(sites, model, centre, scale, drift=control - own)
     change = on_grid((model - trained) / (steps[:, None] * sites.settings["rate"]) - control)
     x, y = standardised_stack(sites, centre, scale)
-    eta, family = x @ model, sites.settings["family"]
     return Out(
         {"model_change": trained - model, "control_change": change},
         keep={"control": own + change},
-        effective_patients=effective_patients(information_weights(eta, family) * sites.mask),
-        ordinary_patients=ordinary_of(eta, y, family, sites.mask),
+        **rests_on(x, y, (model, trained), sites.settings["family"], sites.mask),
     )
 
 

@@ -59,8 +59,10 @@ class WeightSums:
 
     @property
     def effective(self) -> float:
-        """See ``effective_patients``; infinity where nothing weighs anything."""
-        return self.weights * self.weights / self.squares if self.squares > 0 else np.inf
+        """See ``effective_patients``; infinity where there are no rows, and 0 where there are and none weighs anything."""
+        if self.squares > 0:
+            return self.weights * self.weights / self.squares
+        return 0.0 if self.rows > 0 else np.inf
 
     def ordinary(self, alike: float, patients: int) -> float:
         """See ``ordinary_patients``. alike: what a row weighs at the mean of the outcomes; patients: for whom the rows stand."""
