@@ -211,11 +211,12 @@ def counts_models(call: Call, step: Step) -> bool:
     """Whether the ledger counts how many models are put to these rows.
 
     It does for validation and test rows, and for counts that depend on inputs: many of them, over models that differ a
-    little, would show single patients.
+    little, would show single patients. So would many sums over groups whose borders the call brings.
     """
     counts = any(isinstance(kind, Count) for kind in step.releases.values())
     model = any(declared.model for declared in step.takes.values())
-    return (model and call.part.partition(":")[0] in ("test", "valid")) or (counts and bool(step.takes))
+    borders = step.is_sum and any(declared.model and not declared.meaning for declared in step.takes.values())
+    return (model and call.part.partition(":")[0] in ("test", "valid")) or (counts and bool(step.takes)) or borders
 
 
 def model_opened(call: Call, step: Step, own: Own) -> tuple[str, str]:

@@ -4,7 +4,7 @@ No two patients of different sites can be compared as they are, so scores are cu
 which none has a small count. Within sites the same pairs are also counted exactly: that tells the error of grouping.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,12 @@ from medfed.methods.time_grid import CUTS, merged_cuts, on_cuts, site_cells
 FloatArray = NDArray[np.float64]
 
 GROUPS = 20
-_EDGES = Input("bins", limit=1e3, model=True)
+# Who is in which group hangs on the model as on the edges: either is another one where it moves a patient.
+_GROUPED = {
+    **{name: replace(declared, model=True) for name, declared in TAKES.items()},
+    "cuts": CUTS,
+    "edges": Input("bins", limit=1e3, model=True),
+}
 
 
 @step(reads="train", takes=TAKES, releases={"sum": Sum(limit_per_row=1e3), "square": Sum(limit_per_row=1e6)})
@@ -45,7 +50,7 @@ def _groups(
 
 @step(
     reads="train",
-    takes={**TAKES, "cuts": CUTS, "edges": _EDGES},
+    takes=_GROUPED,
     releases={
         "events_by_score": Count("bins,time_cells", zero_is_small=False, merges="together"),
         "censored_by_score": Count("bins,time_cells", zero_is_small=False, merges="together"),
@@ -64,7 +69,7 @@ def score_table(
 
 @step(
     reads="train",
-    takes={**TAKES, "cuts": CUTS, "edges": _EDGES},
+    takes=_GROUPED,
     releases={"grouped_pairs": Sum("3", limit_per_row=1e6)},
 )
 def grouped_pairs_within(
