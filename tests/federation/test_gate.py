@@ -460,3 +460,16 @@ def test_a_calibration_line_as_steep_as_a_threshold_is_held(tmp_path: Path) -> N
     inputs = {"models": model, "centres": np.zeros((2, p)), "scales": np.ones((2, p)), "part": "test"}
     assert reason(ask(doors, calibration_terms, line=np.array([-20.0, 4.0]), **inputs)) == gate.CONCENTRATED
     assert isinstance(ask(doors, calibration_terms, ordinal=1, line=np.array([0.0, 1.0]), **inputs), Answer)
+
+
+def test_a_calibration_line_makes_a_model_no_steeper_than_a_site_allows(tmp_path: Path) -> None:
+    """A model that just passes, twenty times over, would be a threshold."""
+    from medfed.methods.recalibration import line_terms
+
+    study = synthetic_study(["a", "b"])
+    doors = doors_for(tmp_path, study, [line_terms], rows=200)
+    p = len(study.design.columns)
+    inputs = {"model": np.concatenate([[0.0], np.full(p - 1, 2.4)]), "centre": np.zeros(p), "scale": np.ones(p)}
+    assert isinstance(ask(doors, line_terms, line=np.array([0.0, 2.0]), **inputs), Answer)
+    assert "so steep" in reason(ask(doors, line_terms, ordinal=1, line=np.array([0.0, 3.0]), **inputs))
+    assert "so steep" in reason(ask(doors, line_terms, ordinal=2, line=np.array([0.0, -20.0]), **inputs))

@@ -91,7 +91,7 @@ def overall(site: Site, *, models: FloatArray, centres: FloatArray, scales: Floa
 
 @step(
     reads=("test", "valid"),
-    takes={**TAKES, "line": Input("2", limit=20)},
+    takes={**TAKES, "line": Input("2", limit=20, meaning="line")},
     releases={"score": Sum("2", limit_per_row=50), "information": Sum("3", limit_per_row=1000)},
 )
 def calibration_terms(

@@ -106,11 +106,14 @@ def _largest_features(step: Step, inputs: Mapping[str, Any], study: Study, varia
 def reach_of(step: Step, inputs: Mapping[str, Any], study: Study, variant: str | None = None) -> FloatArray:
     """How much each coefficient can add to the linear predictor over its feature's declared range, (models, p).
 
-    Of every model that the call brings: one may stand for the arm, and others for the outcome.
+    Of every model that the call brings: one may stand for the arm, and others for the outcome. A recalibration line of
+    slope 2 and less changes nothing, a steeper one makes the model as much steeper.
     """
     outcome = study.variables.get(study.outcome)
     steep = {"coefficients"} | ({"outcome coefficients"} if outcome is None or outcome.type == "code" else set())
     largest = _largest_features(step, inputs, study, variant)
+    line = next((inputs[name] for name, declared in step.takes.items() if declared.meaning == "line"), (0.0, 1.0))
+    largest = largest * max(1.0, float(np.abs(line[1])) / 2.0)
     models = [inputs[name] for name, declared in step.takes.items() if declared.meaning in steep]
     features = largest.shape[-1]
     with np.errstate(all="ignore"):

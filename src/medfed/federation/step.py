@@ -27,12 +27,13 @@ class Input:
     model: whether it is part of the model that is judged; a site counts how many models are opened on test rows.
     meaning: what it is to standardised features, so that the gate can bound how steep a model may be. "outcome coefficients":
     of a model that is logistic where the study's outcome is a code, and linear, which no slope makes a threshold, elsewhere.
+    "line": (intercept, slope) laid on the model's predictor.
     """
 
     shape: str
     limit: float
     model: bool = False
-    meaning: Literal["", "coefficients", "outcome coefficients", "centre", "scale"] = ""
+    meaning: Literal["", "coefficients", "outcome coefficients", "centre", "scale", "line"] = ""
 
 
 # The most that noise adds to a total, in bounds on one unit: 40 standard deviations of the widest noise there is.

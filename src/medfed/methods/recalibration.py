@@ -35,7 +35,7 @@ def recalibration_terms(predictor: FloatArray, outcome: FloatArray, line: FloatA
 
 @step(
     reads=("train", "valid"),
-    takes={"model": MODEL, "centre": CENTRE, "scale": SCALE, "line": Input("2", limit=20.0)},
+    takes={"model": MODEL, "centre": CENTRE, "scale": SCALE, "line": Input("2", limit=20.0, meaning="line")},
     releases={
         "score": Sum("2", limit_per_row=200),
         "information": Sum("3", limit_per_row=4e4),
