@@ -67,7 +67,11 @@ def started(folder: Path) -> "subprocess.Popen[bytes]":
     """`medfed run` in a process of its own, held still in the middle of its rounds."""
     command = [*COMMAND, "run", str(folder / "study.yaml"), "-c", str(folder), "--run", "first"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    # Whoever starts the tests in the background has Ctrl-C ignored, and children take that over.
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     while process.poll() is None:
         if (folder / "coordinator" / "runner.db").exists():
             try:

@@ -310,7 +310,7 @@ class TooSteep(FederationError):
         return TooSteep(
             f"{name!r} makes the model so steep over its declared range, {lowest:g} to {highest:g}, that the sites "
             "refuse it; narrow the range in the study to what the values can be, and if they fill it, leave the column out: it "
-            "separates the outcome"
+            "separates the outcome, or orders the events perfectly"
         )
 
 
