@@ -144,11 +144,17 @@ class Demo:
             path.write_text(study.model_dump_json())
             if self.coordinator.user is not None:
                 shutil.chown(path, self.coordinator.user, self.coordinator.user)
-            self.coordinator.type("consortium", "propose", str(path), "-c", str(home))
+            wait_until(lambda path=path: self.has_arrived(path), 90, f"that every site has the proposal {study.name}")
         officer = "medfed.applications.network.officer"
         approved = self._each(lambda site: site.type(str(site.folder), module=officer).split())
         self.say(Said("The studies are proposed; every site reads its inbox, builds its table and approves by hash",
                       tuple(f"{site}: {', '.join(names)}" for site, names in approved.items())))  # fmt: skip
+
+    def has_arrived(self, path: Path) -> bool:
+        """Propose a study; whether all sites have it. Just after they joined, the line to them may be laid anew."""
+        home = str(self.coordinator.folder)
+        found = self.coordinator.ask("consortium", "propose", str(path), "-c", home)["sites"]
+        return all(site["state"] != "away" for site in found.values())
 
     def run(self, study: Study, *, kill: str | None) -> tuple[dict[str, Any], float, tuple[str, ...]]:
         """Run a study; with ``kill``, that site and the coordinator are killed in the middle and started again."""
