@@ -1,6 +1,7 @@
 """Every method against the pooled answer of a trusted library, on real data that packages carry."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from sklearn.linear_model import LogisticRegression
 from medfed.data.table import StudyTable
 from medfed.engines.what_if import what_if
 from medfed.errors import FederationError
+from medfed.federation.gate import LIGHT
 from medfed.federation.here import Here, PooledView, fit
 from medfed.federation.packages import find_method
 from medfed.federation.policy import Policy
 from medfed.federation.runner import Runner
-from medfed.methods.newton import in_study_units
+from medfed.methods.newton import Newton, in_study_units
 from medfed.methods.recalibration import Recalibration
 from medfed.study import Study, study_from_dict
 
@@ -235,6 +237,24 @@ def test_perfect_separation_and_collinear_columns_are_said(tmp_path: Path, cance
     study = study_of(frame, "malignant", "newton.Newton", {})
     with pytest.raises(FederationError, match="separated perfectly by a feature; leave it out"):
         run(tmp_path / "oracle", study, tables_of(study, frame, "malignant"))
+
+
+def test_a_site_that_is_away_in_mid_fit_is_not_taken_for_separation(cancer: pd.DataFrame) -> None:
+    """However large the coefficients are by then: what helps is to resume, not to leave a feature out."""
+
+    class Away:
+        def __init__(self, why: str) -> None:
+            self.why = why
+
+        def sum(self, *asked: Any, **inputs: Any) -> Any:
+            raise FederationError(self.why)
+
+    study = study_of(cancer, "malignant", "newton.Newton", {})
+    start = Newton().start(study)
+    state = replace(start, beta=start.beta + 5.0, change=1.0, rounds=4)
+    for why, told in (("south unreachable: no connection", "no connection"), (f"south refused: {LIGHT}", "runs away")):
+        with pytest.raises(FederationError, match=told):
+            Newton().advance(Away(why), state)  # type: ignore[arg-type]
 
 
 def test_a_constant_column_is_said(tmp_path: Path, cancer: pd.DataFrame) -> None:

@@ -322,14 +322,14 @@ def sources_of(study: Study, name: str) -> tuple[str, ...]:
     """The stored columns that a column is made from. MappingError where there is no such column."""
     if name == "features":
         return tuple(dict.fromkeys(column.variable for column in study.design.columns if column.variable)) or ("fold",)
-    if study.time and name in ("outcome", study.outcome) and name != "event":
+    if study.time and name in ("event", "outcome", study.outcome):
         return (study.outcome, study.time)
     if name == "outcome":
         return (study.outcome,)
     if name == "arm" and study.arm:
         return (study.arm,)
-    if study.time and name in ("time", "event"):
-        return (study.time,) if name == "time" else (study.time, study.outcome)
+    if study.time and name == "time":
+        return (study.time,)
     if name == "fold" or name in study.variables:
         return (name,)
     raise MappingError(f"a study table of {study.name!r} has no column {name!r}")

@@ -206,17 +206,17 @@ class Admission:
         refused: dict[str, str] = {}
         charge = self.charge(call)
         # A site that passed every rule for this kind of call passes again, unless its approvals or the day changed, but for
-        # the rule that looks at what the call brings.
+        # the rules that look at what the call brings.
         kind = (call.run.partition("/")[0], call.step, call.part, ",".join(call.roster), call.protection, today)
         passed = self._passed.setdefault(kind, set())
         every_call = charge is not None or counts_models(call, step) or not step.is_sum
-        too_steep: dict[float, str | None] = {}
+        by_inputs: dict[float, str | None] = {}
         for site, mine in own.items():
             if site in passed and not mine.each and not every_call and self.answered.get(site, 0) < self._most(site):
                 steepest = self.sites[site].policy.steepest
-                if steepest not in too_steep:
-                    too_steep[steepest] = self._too_steep(site, call, step)
-                if reason := too_steep[steepest]:
+                if steepest not in by_inputs:
+                    by_inputs[steepest] = self._refuses_inputs(site, call, step)
+                if reason := by_inputs[steepest]:
                     refused[site] = reason
                     continue
                 names.append(site)
@@ -230,7 +230,8 @@ class Admission:
                 passed.add(site)
         return names, refused
 
-    def _too_steep(self, site: str, call: Call, step: Step) -> str | None:
+    def _refuses_inputs(self, site: str, call: Call, step: Step) -> str | None:
+        """Why inputs that all sites get alike are refused, from public numbers and the policy's ``steepest`` alone."""
         try:
             self._check_inputs_of(step, call, Own())
             gate.check_steepness(step, call.inputs, self.study, self.sites[site].policy, call.variant)

@@ -303,7 +303,7 @@ class TooSteep(FederationError):
     def of(step: Step, inputs: Mapping[str, Any], study: Study, variant: str | None) -> "TooSteep":
         """It names the steepest column, from public numbers only."""
         low, high, _ = step.ranges(study, variant) if step.ranges else gate.declared_ranges(study)
-        reach = gate.reach_of(step, inputs, study, variant).reshape(-1, len(low))
+        reach = gate.reach_of(step, inputs, study, variant)
         steepest = 1 + int(reach[:, 1:].max(0).argmax())
         name = (study.formula(variant).names if step.ranges else study.design.names)[steepest]
         lowest, highest = low[steepest], high[steepest]

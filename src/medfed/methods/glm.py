@@ -29,7 +29,7 @@ from medfed.methods.families import FAMILIES, gamma_log_likelihood, has_free_dis
 from medfed.methods.glm_result import assemble, null_fit, patients_weight
 from medfed.methods.glm_sums import At, accumulated, evaluated, sandwich, score_and_information
 from medfed.methods.scaling import formula_moments, scaling
-from medfed.methods.solve import kkt_residual, lasso_step, newton_step, refuse_singular, separated
+from medfed.methods.solve import held_back, kkt_residual, lasso_step, newton_step, refuse_singular, separated
 from medfed.methods.summaries import refuse_other_sites
 from medfed.methods.wide_ranges import scaled_by_range, too_wide
 from medfed.study import Study
@@ -309,7 +309,8 @@ class Glm:
                 total = federation.sum(self.steps[1], **self._inputs(state, theta))
         except FederationError as problem:
             # Where an outcome is separated the sums come to rest on a few patients, and sites hold them back.
-            if curved and np.abs(theta[1:q]).max(initial=0.0) > 3 and state.change > 0.3:
+            far = np.abs(theta[1:q]).max(initial=0.0) > 3 and state.change > 0.3
+            if curved and far and held_back(problem):
                 raise separated(state.names, theta, wide) from None
             steepest = int(np.abs(theta[:q]).argmax())
             if abs(theta[steepest]) > LARGEST_COEFFICIENT and state.names[steepest] in wide:

@@ -16,6 +16,7 @@ from medfed.errors import FederationError
 from medfed.federation.federation import Federation
 from medfed.federation.site import Site, Sites
 from medfed.federation.step import Input, Out, Step, Sum, step
+from medfed.methods.solve import held_back
 from medfed.methods.standardise import CENTRE, SCALE, moments, standardise, standardised, standardised_stack
 from medfed.methods.weights import effective_patients, ordinary_patients
 from medfed.study import Study
@@ -161,9 +162,10 @@ class Newton:
         terms = logistic_terms if self.family == "logistic" else linear_terms
         try:
             total = federation.sum(terms, beta=state.beta, centre=centre, scale=scale)
-        except FederationError:
+        except FederationError as problem:
             # Where the outcome is separated the weights vanish, and sites hold such sums back.
-            if self.family == "logistic" and np.abs(state.beta[1:]).max(initial=0.0) > 3 and state.change > 0.3:
+            far = np.abs(state.beta[1:]).max(initial=0.0) > 3 and state.change > 0.3
+            if self.family == "logistic" and far and held_back(problem):
                 raise FederationError(RUNS_AWAY) from None
             raise
         p = len(state.beta)

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medfed.errors import FederationError
+from medfed.federation.federation import TooSteep
+from medfed.federation.gate import CONCENTRATED, LIGHT, OVER_LIMIT
 from medfed.methods.wide_ranges import Ranges, too_wide
 
 FloatArray = NDArray[np.float64]
@@ -45,6 +47,11 @@ def refuse_collinear(names: Sequence[str], information: FloatArray) -> None:
         f"the information matrix is singular: {shown} are collinear, each follows from the others; leave one out of the "
         "formula, or set an l2 penalty"
     )
+
+
+def held_back(problem: FederationError) -> bool:
+    """Whether sites refused what the sums rest on, as they do where an outcome is separated; not that a site was away."""
+    return isinstance(problem, TooSteep) or any(why in str(problem) for why in (CONCENTRATED, LIGHT, OVER_LIMIT))
 
 
 def separated(names: Sequence[str], theta: FloatArray, wide: Ranges) -> FederationError:
